@@ -1,0 +1,1 @@
+"""Advantages, aggregation weights and losses: small pure functions, each with its paper."""

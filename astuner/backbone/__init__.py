@@ -1,0 +1,1 @@
+"""Where rollouts and training meet: one module a backbone."""

@@ -1,0 +1,1 @@
+"""Typed configuration: schema, loading, overrides and explanation. Imports nothing heavy."""

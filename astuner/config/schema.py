@@ -1,0 +1,370 @@
+"""Every configuration key, its type, its default and what it means.
+
+The schema is plain dataclasses, so that OmegaConf can check a YAML against it
+and an IDE can complete it; nothing heavy is imported. The docstring under each
+field is its documentation: the reference page and `astuner explain` are made
+from it. `only(...)` marks keys that only some backbones read; setting one for
+another backbone is an error that says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+BACKBONES = ("local", "debug", "verl", "trinity")
+
+
+def only(*backbones: str, default: Any) -> Any:
+    """A field that only these backbones read."""
+    return field(default=default, metadata={"backbones": backbones})
+
+
+@dataclass
+class LoraConfig:
+    enable: bool = True
+    """Train low-rank adapters (Hu et al. 2021) instead of all weights."""
+    rank: int = 16
+    alpha: int = 32
+    """The adapter's output is scaled by alpha / rank."""
+    target_modules: str = "all-linear"
+    """PEFT's choice of layers: "all-linear", or comma-separated module names."""
+
+
+@dataclass
+class ModelConfig:
+    path: str = "smollm2-135m"
+    """A transformers folder, a hub name such as "Qwen/Qwen2.5-0.5B-Instruct", or
+    "smollm2-135m", which also comes from the package registry where no hub is reachable."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" or "mps"."""
+    dtype: str = "auto"
+    """Of weights and activations: "auto" (bfloat16 where it is fast), "bfloat16", "float32".
+    The optimizer and the loss are always float32."""
+    renderer: str = "auto"
+    """Chat format: "auto", "template" (the tokenizer's own chat template), or a family
+    name of the `renderers` library such as "qwen3"."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed to the chat template, e.g. {enable_thinking: false}."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass
+class DataConfig:
+    max_prompt_length: int = 2048
+    """Longest first prompt of an episode, in tokens; longer tasks are refused with a 400."""
+    max_response_length: int = 2048
+    """Everything after the first prompt, in tokens: replies, tool results, later turns."""
+    train_batch_size: int = 8
+    """Tasks (groups) per training step."""
+
+
+@dataclass
+class MultiTurnConfig:
+    max_steps: int = 30
+    """LLM calls one agent may make in an episode; the next one gets a 429-style error
+    that ends it. 0 means no limit."""
+
+
+@dataclass
+class ValKwargs:
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    num_repeat: int = 1
+    """Episodes per validation task; the score is their mean."""
+    max_tasks: int = 0
+    """Use only the first N validation tasks; 0 means all."""
+
+
+@dataclass
+class RolloutConfig:
+    user_workflow: str = ""
+    """The workflow class, "package.module->ClassName"."""
+    num_repeat: int = 8
+    """Episodes per task: the group size G of GRPO."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """Below 1 the policy that samples is not the one that is trained: needs
+    `allow_biased_sampling`."""
+    top_k: int = 0
+    """Above 0 likewise."""
+    allow_biased_sampling: bool = False
+    """Train on truncated distributions (top_p, top_k) all the same."""
+    max_response_length_in_one_turn: int = 512
+    """Tokens one LLM call may sample when the request names no limit, and at most."""
+    max_model_len: int = 0
+    """Context limit in tokens; 0 takes min(the model's own, max_prompt_length +
+    max_response_length)."""
+    max_num_seqs: int = 128
+    """Sequences the engine decodes at once."""
+    kv_cache_tokens: int = 0
+    """Tokens the prefix cache keeps after their sequence has ended; 0 chooses by free memory."""
+    max_env_worker: int = 128
+    """Episodes running at once, each in a thread of its own."""
+    max_staleness: int = 0
+    """How many weight versions an episode's tokens may lag behind the trainer. 0 is
+    synchronous: rollout and training take turns, exactly on-policy."""
+    episode_timeout: float = 600.0
+    """Seconds a workflow may take before its episode is counted as failed."""
+    call_timeout: float = 300.0
+    """Seconds the engine may take for one call."""
+    judge_timeout: float = 120.0
+    max_retries: int = 2
+    """Further attempts after an infrastructure failure (never after a workflow's own bug)."""
+    multi_turn: MultiTurnConfig = field(default_factory=MultiTurnConfig)
+    val_kwargs: ValKwargs = field(default_factory=ValKwargs)
+    tensor_model_parallel_size: int = only("verl", "trinity", default=1)
+    """GPUs per inference engine."""
+
+
+@dataclass
+class SplitFile:
+    file_path: str = ""
+    """One JSON object a line. Relative paths are taken from the working directory."""
+
+
+@dataclass
+class JsonlConfig:
+    training: SplitFile = field(default_factory=SplitFile)
+    validation: SplitFile = field(default_factory=SplitFile)
+    """May stay empty: then `task_reader.validation_fraction` of the training rows is held out."""
+
+
+@dataclass
+class HuggingfaceConfig:
+    dataset_path: str = ""
+    """A hub name such as "openai/gsm8k", or a local folder or file that `datasets` reads."""
+    dataset_name: str = ""
+    """The dataset's configuration, e.g. "main" for openai/gsm8k; empty takes its only one."""
+    training_split: str = "train"
+    validation_split: str = "test"
+
+
+@dataclass
+class ReasoningGymConfig:
+    dataset: str = "chain_sum"
+    """A generator of the `reasoning-gym` package."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """The generator's own settings, e.g. {min_terms: 2, max_digits: 1}."""
+    size: int = 1000
+    """Training tasks."""
+    validation_size: int = 64
+    """Held-out tasks, generated from another seed; none of them is in the training set."""
+    prompt_suffix: str = ""
+    """Appended to each question, e.g. how the answer should look."""
+
+
+@dataclass
+class RandomDummyConfig:
+    size: int = 32
+    validation_size: int = 8
+
+
+@dataclass
+class FieldMapping:
+    task_id: str = "task_id"
+    """The row's field that becomes `Task.task_id`; the row number where it is missing."""
+    main_query: str = ""
+    """The row's field that becomes `Task.main_query`; empty tries main_query, question,
+    query, prompt, problem, instruction in this order."""
+    init_messages: str = "init_messages"
+    env_type: str = "env_type"
+    answer: str = ""
+    """The row's field that becomes `metadata["answer"]`; empty takes "answer" as it is."""
+
+
+@dataclass
+class TaskReaderConfig:
+    type: str = "jsonl_dataset_file"
+    """jsonl_dataset_file, huggingface_dat_repo, reasoning_gym or random_dummy."""
+    jsonl_dataset_file: JsonlConfig = field(default_factory=JsonlConfig)
+    huggingface_dat_repo: HuggingfaceConfig = field(default_factory=HuggingfaceConfig)
+    reasoning_gym: ReasoningGymConfig = field(default_factory=ReasoningGymConfig)
+    random_dummy: RandomDummyConfig = field(default_factory=RandomDummyConfig)
+    fields: FieldMapping = field(default_factory=FieldMapping)
+    """Which fields of a row mean what. All others go to `Task.metadata`."""
+    shuffle: bool = True
+    """A new seeded order every epoch; the same after a resume."""
+    validation_fraction: float = 0.05
+    """Held out from the training rows when the source has no validation split."""
+    max_train_tasks: int = 0
+    """Use only the first N training rows; 0 means all."""
+
+
+@dataclass
+class RegexJudgeConfig:
+    pattern: str = ""
+    """Must match the final answer; `{answer}` in it stands for the escaped reference."""
+
+
+@dataclass
+class LlmJudgeConfig:
+    base_url: str = ""
+    """Any OpenAI-compatible endpoint."""
+    model: str = ""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; the key itself is never in a config."""
+    rubric: str = "Is the answer correct? Compare it with the reference answer."
+    max_retries: int = 3
+    timeout: float = 60.0
+    on_parse_failure: str = "fail"
+    """When no score can be read: "fail" (the episode is dropped and counted) or "zero"."""
+
+
+@dataclass
+class TaskJudgeConfig:
+    judge_type: str = "none"
+    """none (the workflow returns its reward), customized_protocol, exact_match,
+    number_match, math_verify, reasoning_gym, regex or llm."""
+    judge_protocol: str = ""
+    """With customized_protocol: "package.module->Name", a class or function with
+    `compute_reward(task, output)`."""
+    answer_key: str = "answer"
+    """Where the reference is in `Task.metadata`."""
+    output_key: str = "final_answer"
+    """Where the workflow put its answer in `WorkflowOutput.metadata`; where it is missing
+    the text of the last LLM reply is judged."""
+    wrong_reward: float = 0.0
+    """Of an answer that is well-formed but wrong."""
+    regex: RegexJudgeConfig = field(default_factory=RegexJudgeConfig)
+    llm: LlmJudgeConfig = field(default_factory=LlmJudgeConfig)
+
+
+@dataclass
+class ContextTrackerConfig:
+    merge: str = "prefix"
+    """"prefix" merges calls that share their history into one sample; "none" makes every
+    call a sample of its own (slower; for comparison)."""
+
+
+@dataclass
+class DebugEndpoint:
+    base_url: str = ""
+    """Any OpenAI-compatible endpoint."""
+    model: str = ""
+    api_key_env: str = "OPENAI_API_KEY"
+
+
+@dataclass
+class DebugConfig:
+    debug_first_n_tasks: int = only("debug", default=2)
+    """Tasks to run, from the start of the training set."""
+    debug_max_parallel: int = only("debug", default=1)
+    """Episodes at once; 1 runs them in order in the main thread, so that breakpoints stop."""
+    num_repeat: int = only("debug", default=1)
+    """Episodes per task."""
+    model: str = only("debug", default="embedded")
+    """embedded (`model.path`), endpoint (`debug.endpoint`) or fake (`debug.fake_replies`)."""
+    endpoint: DebugEndpoint = field(
+        default_factory=DebugEndpoint, metadata={"backbones": ("debug",)}
+    )
+    fake_replies: list[str] = field(
+        default_factory=lambda: ["This is a scripted reply."], metadata={"backbones": ("debug",)}
+    )
+    """What the fake answers, one after the other, again from the start at the end."""
+    train_step: bool = only("debug", default=False)
+    """Also compute the loss and the gradient norm on the episodes, and throw them away."""
+
+
+@dataclass
+class AlgorithmConfig:
+    adv_estimator: str = "grpo"
+    """A name of the advantage registry: grpo, dr_grpo, rloo, reinforce_plus_plus, ..."""
+    loss: str = "ppo"
+    """A name of the loss registry: ppo, gspo, cispo, importance_sampling, ..."""
+    clip_ratio_low: float = 0.2
+    clip_ratio_high: float = 0.2
+    """Above clip_ratio_low this is DAPO's clip-higher (Yu et al. 2025)."""
+    loss_agg_mode: str = "episode-mean"
+    """How token losses are weighed: episode-mean (GRPO), token-mean (DAPO) or
+    constant (Dr.GRPO: divided by max_response_length)."""
+    tis_cap: float = 2.0
+    """Truncated importance sampling between sampler and trainer: weights are cut at this
+    value (Yao et al. 2025); 0 switches it off."""
+    dynamic_sampling: bool = False
+    """Replace groups whose rewards are all equal by new ones (DAPO) instead of only
+    skipping them."""
+    max_refill_rounds: int = 3
+    """With dynamic_sampling: give up and train on what there is after so many rounds."""
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 1e-5
+    lr_schedule: str = "constant"
+    """constant, linear or cosine, over the run's steps."""
+    warmup_steps: int = 0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass
+class TrainerConfig:
+    total_epochs: int = 1
+    """Passes over the training tasks."""
+    total_steps: int = 0
+    """Stop after so many steps, whatever the epochs say; 0 leaves it to total_epochs."""
+    save_freq: int = 20
+    """Steps between checkpoints (the last step is always saved); 0 saves only the last."""
+    keep_checkpoints: int = 2
+    """Older ones are deleted; 0 keeps all."""
+    test_freq: int = 20
+    """Steps between validations (the last step is always validated); 0 only the last."""
+    val_before_train: bool = True
+    logger: list[str] = field(default_factory=lambda: ["console"])
+    """Where metrics go besides metrics.jsonl: console, tensorboard, wandb, swanlab,
+    trackio, mlflow."""
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mini_batch_num: int = 1
+    """Optimizer steps per batch."""
+    micro_batch_tokens: int = 4096
+    """Packed tokens that go through the model at once in training: bounds its memory."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    use_kl_loss: bool = False
+    kl_loss_coef: float = 0.002
+    kl_loss_type: str = "k3"
+    """k1, k2 or k3 (Schulman 2020); low_var_kl is another name of k3."""
+    nnodes: int = only("verl", "trinity", default=1)
+    n_gpus_per_node: int = only("verl", "trinity", default=8)
+
+
+@dataclass
+class ModelTunerConfig:
+    host: str = "127.0.0.1"
+    """Address the proxy listens on."""
+    port: int = 0
+    """0 takes a free one."""
+
+
+@dataclass
+class AstunerConfig:
+    project_name: str = "astuner"
+    experiment_name: str = "auto"
+    """"auto" takes the name of the YAML file."""
+    experiment_dir: str = "runs"
+    """A run's folder is experiment_dir/experiment_name."""
+    backbone: str = "local"
+    """local, debug, verl or trinity."""
+    seed: int = 0
+    """Of the task order, the sampling and the adapter's start."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    task_reader: TaskReaderConfig = field(default_factory=TaskReaderConfig)
+    task_judge: TaskJudgeConfig = field(default_factory=TaskJudgeConfig)
+    context_tracker: ContextTrackerConfig = field(default_factory=ContextTrackerConfig)
+    model_tuner: ModelTunerConfig = field(default_factory=ModelTunerConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    trainer_common: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass
+class RootConfig:
+    """A YAML file has one key, `astuner`."""
+
+    astuner: AstunerConfig = field(default_factory=AstunerConfig)

@@ -1,0 +1,1 @@
+"""Calls in, token-masked samples out: a pure function."""

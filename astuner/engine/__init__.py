@@ -1,0 +1,1 @@
+"""Engines and policies: see `protocol` for the two seams; implementations are loaded lazily."""

@@ -1,0 +1,66 @@
+"""One packed row through an unmodified transformers model.
+
+Decoding, prefill and training all call the model with a single row of T tokens
+[1, T]; who may attend to whom, and where keys and values are kept, is the
+business of an `AttentionPlan` that rides along as a keyword argument. So any
+model whose attention goes through transformers' attention interface works
+without a forward pass of our own. This module knows no cache and no loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+ATTENTION = "astuner"
+"""The name to load a model with: `from_pretrained(..., attn_implementation=ATTENTION)`."""
+
+
+class AttentionPlan(Protocol):
+    """Decides, for one forward pass, what each of the row's T tokens attends to."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """query [H, T, D], key and value [K, T, D] with H a multiple of K, rotary already
+        applied; returns [T, H, D]."""
+        ...
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    plan: AttentionPlan,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = plan.attend(cast(int, module.layer_idx), query[0], key[0], value[0], scale)
+    return out.unsqueeze(0), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The plan knows who attends to whom; transformers need not build a mask."""
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, _no_mask)
+
+
+def forward(
+    model: nn.Module, ids_T: Tensor, positions_T: Tensor, plan: AttentionPlan, keep_N: Tensor
+) -> Tensor:
+    """Logits [N, V] at the positions `keep_N` of the packed row `ids_T`."""
+    out = model(
+        input_ids=ids_T[None],
+        position_ids=positions_T[None],
+        use_cache=False,
+        logits_to_keep=keep_N,
+        plan=plan,
+    )
+    return out.logits[0]

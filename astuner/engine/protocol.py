@@ -1,0 +1,220 @@
+"""The two necks of the hourglass: `Engine` (tokens in, tokens out) and `Policy`.
+
+No messages, no templates and no HTTP below this line. Everything above speaks
+to an engine only through `stream` and to trainable weights only through the
+few verbs of `Policy` (those of the Tinker API). Both may be called from any
+event loop of any thread; an implementation serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from astuner.types import FinishReason, Sample, TokenIds, token_ids
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to draw tokens. `top_p < 1` or `top_k > 0` truncate the distribution; the
+    returned logprobs are of the truncated, tempered distribution really drawn from."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    """0 means greedy: logprobs are then of the untempered distribution."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means all."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Sampling ends after one of these; it is part of the returned tokens."""
+    seed: int | None = None
+    """Same prompt, weights, params and seed give the same tokens, whatever else is in
+    the batch. None draws a fresh one."""
+    top_logprobs: int = 0
+    """How many alternatives to report for each token."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChunk:
+    """One or more tokens, as they come. The last chunk of a stream has a finish reason
+    (and may have no tokens)."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    weight_version: int
+    finish_reason: FinishReason | None = None
+    top_logprobs: tuple[Mapping[int, float], ...] = ()
+    """For each token, token id -> logprob; empty unless asked for."""
+    prefill_cached: int = 0
+    """Prompt tokens whose KV was reused; set on the first chunk."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Anything that continues token ids."""
+
+    max_context: int
+    """Prompt plus completion may not exceed this many tokens."""
+
+    def stream(
+        self, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncIterator[TokenChunk]:
+        """Continue `prompt_ids`. Closing the iterator cancels the work.
+
+        Raises ContextLengthError when the prompt fills the context, EngineClosed
+        when the engine is stopped, EngineError for anything else it cannot do. The
+        completion is cut with finish reason "length" where the context ends.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """All chunks of one stream, joined. Arrays have shape [T]."""
+
+    token_ids: TokenIds
+    logprobs: NDArray[np.float32]
+    weight_versions: NDArray[np.int32]
+    finish_reason: FinishReason
+    top_logprobs: tuple[Mapping[int, float], ...] = ()
+    prefill_cached: int = 0
+
+
+async def generate(engine: Engine, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
+    """Collect `engine.stream(...)` into one Completion."""
+    ids: list[int] = []
+    logprobs: list[float] = []
+    versions: list[int] = []
+    top: list[Mapping[int, float]] = []
+    finish: FinishReason = "cancelled"
+    cached = 0
+    async for chunk in engine.stream(prompt_ids, params):
+        ids.extend(chunk.token_ids)
+        logprobs.extend(chunk.logprobs)
+        versions.extend([chunk.weight_version] * len(chunk.token_ids))
+        top.extend(chunk.top_logprobs)
+        cached = cached or chunk.prefill_cached
+        finish = chunk.finish_reason or finish
+    return Completion(
+        token_ids(ids),
+        np.asarray(logprobs, np.float32),
+        np.asarray(versions, np.int32),
+        finish,
+        tuple(top),
+        cached,
+    )
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclass(frozen=True, slots=True)
+class LossSpec:
+    """Which loss to take, by name, so that it can travel to a remote trainer."""
+
+    name: str
+    """A key of the loss registry, e.g. "ppo", "gspo", "cispo", "importance_sampling"."""
+    params: Mapping[str, float] = field(default_factory=dict)
+    """The loss function's own keyword arguments, e.g. clip_low, clip_high."""
+    kl_coef: float = 0.0
+    """> 0 adds this times the KL to the reference (the adapter switched off)."""
+    kl_type: str = "k3"
+    """A key of the KL estimator registry."""
+    temperature: float = 1.0
+    """Logits are divided by this before the softmax: that of the rollout, so that
+    trainer and sampler speak of the same distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossInput:
+    """What a loss function sees: the N trained tokens of one micro-batch, flat.
+
+    All tensors have shape [N]; a sample's tokens are never split over two inputs.
+    """
+
+    logprobs: torch.Tensor
+    """Under the weights being trained; carries the gradient."""
+    behaviour_logprobs: torch.Tensor
+    """Under the weights that sampled, as recorded."""
+    proximal_logprobs: torch.Tensor
+    """Under the weights at the start of the step; equals `logprobs.detach()` if unknown."""
+    reference_logprobs: torch.Tensor | None
+    advantages: torch.Tensor
+    weights: torch.Tensor
+    segments: torch.Tensor
+    """int64: which sample each token belongs to, 0..num_segments-1."""
+    num_segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    loss: torch.Tensor
+    """Scalar: sum over tokens of weight * token loss."""
+    metrics: Mapping[str, torch.Tensor]
+    """Detached per-token values [N]; the policy averages them over all trained tokens."""
+
+
+LossFn = Callable[..., LossOutput]
+"""`(inputs: LossInput, **params) -> LossOutput`; a pure function from `algorithm/`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdamParams:
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 switches it off."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBackwardResult:
+    loss: float
+    logprobs: tuple[NDArray[np.float32], ...]
+    """For each sample, in the order given, [T]: 0 where the loss mask is false."""
+    metrics: Mapping[str, float]
+    """Means over trained tokens of the loss's metrics, plus what the engine measured:
+    `packed_tokens` (positions really computed) and `sample_tokens` (before packing)."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Trainable weights. Gradients accumulate until `optim_step`."""
+
+    async def forward(
+        self, samples: Sequence[Sample], *, temperature: float = 1.0
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Logprobs [T] of each sample's trained tokens under the weights being trained."""
+        ...
+
+    async def forward_backward(
+        self, samples: Sequence[Sample], loss: LossSpec
+    ) -> ForwardBackwardResult:
+        """Add the gradient of the loss over these samples. Needs `advantages` and
+        `weights` on every sample; raises EngineError on a non-finite loss."""
+        ...
+
+    async def optim_step(self, params: AdamParams) -> dict[str, float]:
+        """Apply and clear the gradients; returns `grad_norm` (before clipping) and `lr`."""
+        ...
+
+    async def publish(self) -> int:
+        """Make the trained weights the ones that sample; returns their version."""
+        ...
+
+    async def save(self, path: Path, *, optimizer: bool) -> None:
+        """Write weights (and optimizer state) into the folder `path`."""
+        ...
+
+    async def load(self, path: Path, *, optimizer: bool) -> None:
+        """Read what `save` wrote, and publish it."""
+        ...

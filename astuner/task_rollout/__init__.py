@@ -1,0 +1,1 @@
+"""Many episodes: groups, concurrency, retries and the staleness gate."""

@@ -1,0 +1,1 @@
+"""One episode: run the workflow, judge it, track its calls."""

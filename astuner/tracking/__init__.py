@@ -1,0 +1,1 @@
+"""Where metrics and episodes go: console, files and experiment trackers."""

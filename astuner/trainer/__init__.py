@@ -1,0 +1,1 @@
+"""The training loop over a Policy: batches, advantages, schedule, checkpoint and resume."""
