@@ -1,0 +1,44 @@
+# `make quickstart` and `make test` do all the set-up themselves: a virtual environment in
+# .venv, CPU torch where there is no GPU, and the packages. Needs Python >= 3.11 with pip.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test test-fast lint docs install install-dev check-python clean
+
+help:
+	@echo "make quickstart   set up, get a small model and tune it on arithmetic (about 10 minutes)"
+	@echo "make test         set up and run all tests"
+	@echo "make test-fast    set up and run the tests that need no real model (under two minutes)"
+	@echo "make lint         ruff and pyright"
+	@echo "make docs         regenerate docs/config.md from the schema"
+	@echo "make install      set up only: .venv with the package and the quickstart's extras"
+
+check-python:
+	@test -n "$(PYTHON)" || { echo "astuner needs Python >= 3.11; none was found. Install one, or: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+
+install: check-python
+	@$(PYTHON) scripts/install.py --venv $(VENV) --extras quickstart
+
+quickstart: install
+	@$(BIN)/astuner --conf configs/quickstart.yaml
+
+install-dev: check-python
+	@$(PYTHON) scripts/install.py --venv $(VENV) --extras dev
+
+test: install-dev
+	$(BIN)/python -m pytest
+
+test-fast: install-dev
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: install-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+docs: install-dev
+	$(BIN)/python -m astuner.config.reference > docs/config.md
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""An agent that answers sums with a bare number."""
