@@ -28,8 +28,6 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, default=Path(".venv"))
     parser.add_argument("--extras", default="quickstart")
     args = parser.parse_args()
-    if sys.version_info < (3, 11):
-        sys.exit(f"astuner needs Python >= 3.11, this is {platform.python_version()}")
     stamp = args.venv / f".installed-{args.extras}"
     wanted = fingerprint()
     if stamp.exists() and stamp.read_text() == wanted:

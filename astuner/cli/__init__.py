@@ -1,0 +1,119 @@
+"""The `astuner` command: parses arguments, calls one function, maps errors to exit codes.
+
+Nothing heavy is imported until a command runs, so that `--help` answers at
+once. Exit codes: 0 done, 1 unexpected, 2 configuration, 3 the user's code or
+data, 4 a missing package, 5 the model, 6 the engine, 7 a checkpoint, 130
+interrupted (what was finished is saved).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+EPILOG = """\
+key=value arguments override the configuration, e.g. rollout.num_repeat=16
+
+other commands:
+  astuner explain --conf FILE [--backbone B]    every key: value, origin, meaning for the backbone
+  astuner eval --conf FILE [--adapter DIR]      score the held-out tasks, with or without an adapter
+  astuner chat RUN_DIR                          talk to the model of a finished run
+  astuner doctor                                what this machine has and which backbones can run
+
+exit codes: 0 done, 2 configuration, 3 your workflow, judge or data, 4 missing package, 5 model,
+6 engine, 7 checkpoint, 130 interrupted (resume with --resume)
+"""
+
+
+def _parser(command: str, description: str, *, epilog: str | None = None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"astuner {command}".strip(),
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--conf", metavar="FILE", required=True, help="the YAML configuration")
+    parser.add_argument("--backbone", metavar="B", help="local (default), debug, verl or trinity")
+    parser.add_argument("--exp-dir", metavar="D", help="where run folders go (default: runs)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override any key")
+
+
+def _tune(argv: Sequence[str]) -> int:
+    parser = _parser("", "Tune the model behind an agent workflow.", epilog=EPILOG)
+    _add_config(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the last completed step")
+    args = parser.parse_intermixed_args(argv)
+    from astuner.cli.commands import tune
+
+    return tune(args)
+
+
+def _explain(argv: Sequence[str]) -> int:
+    parser = _parser("explain", "Print every key, its value, its origin and what becomes of it.")
+    _add_config(parser)
+    parser.add_argument("--set-only", action="store_true", help="only keys that differ from default")
+    args = parser.parse_intermixed_args(argv)
+    from astuner.cli.commands import explain
+
+    return explain(args)
+
+
+def _eval(argv: Sequence[str]) -> int:
+    parser = _parser("eval", "Score the held-out tasks.")
+    _add_config(parser)
+    parser.add_argument("--adapter", metavar="DIR", help="a run folder or checkpoint to evaluate")
+    args = parser.parse_intermixed_args(argv)
+    from astuner.cli.commands import evaluate
+
+    return evaluate(args)
+
+
+def _chat(argv: Sequence[str]) -> int:
+    parser = _parser("chat", "Talk to the model of a finished run.")
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("--message", metavar="TEXT", help="ask one thing, print the reply and leave")
+    args = parser.parse_args(argv)
+    from astuner.cli.commands import chat
+
+    return chat(args)
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    _parser("doctor", "What this machine has, and which backbones can run here.").parse_args(argv)
+    from astuner.cli.doctor import doctor
+
+    return doctor()
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "explain": _explain,
+    "eval": _eval,
+    "chat": _chat,
+    "doctor": _doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    if not arguments:
+        arguments = ["--help"]
+    from astuner.errors import AstunerError
+
+    try:
+        return command(arguments[1:]) if command else _tune(arguments)
+    except AstunerError as error:
+        print(f"astuner: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def script() -> None:
+    """What the installed `astuner` command runs."""
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""`astuner doctor`: what this machine has and which backbones can run on it.
+
+Looks only; installs and starts nothing. Torch is asked about devices if it is
+installed, everything else is read from package metadata.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+CORE = ("torch", "transformers", "peft", "renderers", "openai", "starlette")
+OPTIONAL = {
+    "reasoning-gym": "reasoning-gym",
+    "math-verify": "math",
+    "datasets": "datasets",
+    "matplotlib": "plot",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "swanlab": "swanlab",
+    "trackio": "trackio",
+    "mlflow-skinny": "mlflow",
+    "agentscope": "agentscope",
+}
+
+
+def installed(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def memory_gib() -> float | None:
+    """Physical memory in GiB, where the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def devices() -> str:
+    """What torch could compute on."""
+    if installed("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    found = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("Apple GPU (mps)")
+    return ", ".join(found) or f"no GPU; CPU with {torch.get_num_threads()} threads"
+
+
+def backbones() -> list[tuple[str, str, str]]:
+    """(name, whether it can run here, what to do if not)."""
+    missing = [package for package in CORE if installed(package) is None]
+    ready = ("no", f"pip install {' '.join(missing)}") if missing else ("yes", "")
+    later = ("no", "not part of this version of astuner")
+    return [
+        ("local", *ready),
+        ("debug", *ready),
+        ("verl", *later),
+        ("trinity", *later),
+    ]
+
+
+def doctor() -> int:
+    """Print the report; 0 when the local backbone can run."""
+    console = Console()
+    memory = memory_gib()
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    machine = Table(title="This machine", show_header=False)
+    machine.add_row("python", f"{platform.python_version()} on {platform.platform()}")
+    machine.add_row("cores", str(os.cpu_count()))
+    machine.add_row("memory", f"{memory:.1f} GiB" if memory else "unknown")
+    machine.add_row("free disk here", f"{free:.1f} GiB")
+    machine.add_row("devices", devices())
+    console.print(machine)
+    packages = Table("package", "version", "install with", title="Packages")
+    for package in CORE:
+        packages.add_row(package, installed(package) or "[red]missing[/]", "pip install astuner")
+    for package, extra in OPTIONAL.items():
+        line = f'pip install "astuner\\[{extra}]"'
+        packages.add_row(package, installed(package) or "[dim]not installed[/]", line)
+    console.print(packages)
+    table = Table("backbone", "runs here", "what to do", title="Backbones")
+    for row in backbones():
+        table.add_row(*row)
+    console.print(table)
+    return 0 if backbones()[0][1] == "yes" else 4
