@@ -22,9 +22,12 @@ def only(*backbones: str, default: Any) -> Any:
 
 @dataclass
 class LoraConfig:
+    """The adapter that is trained."""
+
     enable: bool = True
     """Train low-rank adapters (Hu et al. 2021) instead of all weights."""
     rank: int = 16
+    """The adapter's inner width; more learns more and costs more."""
     alpha: int = 32
     """The adapter's output is scaled by alpha / rank."""
     target_modules: str = "all-linear"
@@ -33,6 +36,8 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
+    """The model that is tuned."""
+
     path: str = "smollm2-135m"
     """A transformers folder, a hub name such as "Qwen/Qwen2.5-0.5B-Instruct", or
     "smollm2-135m", which also comes from the package registry where no hub is reachable."""
@@ -51,6 +56,8 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
+    """Lengths and the batch."""
+
     max_prompt_length: int = 2048
     """Longest first prompt of an episode, in tokens; longer tasks are refused with a 400."""
     max_response_length: int = 2048
@@ -61,6 +68,8 @@ class DataConfig:
 
 @dataclass
 class MultiTurnConfig:
+    """Limits of an episode with several turns."""
+
     max_steps: int = 30
     """LLM calls one agent may make in an episode; the next one gets a 429-style error
     that ends it. 0 means no limit."""
@@ -68,10 +77,14 @@ class MultiTurnConfig:
 
 @dataclass
 class ValKwargs:
+    """How validation samples, in place of `rollout`'s own settings."""
+
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0
+    """1 samples from the whole distribution."""
     top_k: int = 0
+    """0 means all tokens."""
     num_repeat: int = 1
     """Episodes per validation task; the score is their mean."""
     max_tasks: int = 0
@@ -80,11 +93,14 @@ class ValKwargs:
 
 @dataclass
 class RolloutConfig:
+    """How episodes are run and sampled."""
+
     user_workflow: str = ""
     """The workflow class, "package.module->ClassName"."""
     num_repeat: int = 8
     """Episodes per task: the group size G of GRPO."""
     temperature: float = 1.0
+    """Of training rollouts; the training loss divides by the same one."""
     top_p: float = 1.0
     """Below 1 the policy that samples is not the one that is trained: needs
     `allow_biased_sampling`."""
@@ -111,6 +127,7 @@ class RolloutConfig:
     call_timeout: float = 300.0
     """Seconds the engine may take for one call."""
     judge_timeout: float = 120.0
+    """Seconds a judge may take for one episode."""
     max_retries: int = 2
     """Further attempts after an infrastructure failure (never after a workflow's own bug)."""
     multi_turn: MultiTurnConfig = field(default_factory=MultiTurnConfig)
@@ -121,12 +138,16 @@ class RolloutConfig:
 
 @dataclass
 class SplitFile:
+    """One split of a JSON Lines dataset."""
+
     file_path: str = ""
     """One JSON object a line. Relative paths are taken from the working directory."""
 
 
 @dataclass
 class JsonlConfig:
+    """With `type: jsonl_dataset_file`: files with one JSON object a line."""
+
     training: SplitFile = field(default_factory=SplitFile)
     validation: SplitFile = field(default_factory=SplitFile)
     """May stay empty: then `task_reader.validation_fraction` of the training rows is held out."""
@@ -134,16 +155,23 @@ class JsonlConfig:
 
 @dataclass
 class HuggingfaceConfig:
+    """With `type: huggingface_dat_repo`: anything the `datasets` library reads."""
+
     dataset_path: str = ""
     """A hub name such as "openai/gsm8k", or a local folder or file that `datasets` reads."""
     dataset_name: str = ""
     """The dataset's configuration, e.g. "main" for openai/gsm8k; empty takes its only one."""
     training_split: str = "train"
+    """A slice works too: "train[:1000]"."""
     validation_split: str = "test"
+    """Where the dataset has no split "test", or this is empty,
+    `task_reader.validation_fraction` of the training rows is held out."""
 
 
 @dataclass
 class ReasoningGymConfig:
+    """With `type: reasoning_gym`: generated tasks with scorers of their own."""
+
     dataset: str = "chain_sum"
     """A generator of the `reasoning-gym` package."""
     params: dict[str, Any] = field(default_factory=dict)
@@ -158,25 +186,35 @@ class ReasoningGymConfig:
 
 @dataclass
 class RandomDummyConfig:
+    """With `type: random_dummy`: small sums, for trying things out."""
+
     size: int = 32
+    """Training tasks."""
     validation_size: int = 8
+    """Held-out tasks."""
 
 
 @dataclass
 class FieldMapping:
+    """Which fields of a row mean what. All others go to `Task.metadata`."""
+
     task_id: str = "task_id"
     """The row's field that becomes `Task.task_id`; the row number where it is missing."""
     main_query: str = ""
     """The row's field that becomes `Task.main_query`; empty tries main_query, question,
     query, prompt, problem, instruction in this order."""
     init_messages: str = "init_messages"
+    """The row's field that becomes `Task.init_messages`: a list of {role, content}."""
     env_type: str = "env_type"
+    """The row's field that becomes `Task.env_type`."""
     answer: str = ""
     """The row's field that becomes `metadata["answer"]`; empty takes "answer" as it is."""
 
 
 @dataclass
 class TaskReaderConfig:
+    """Where the tasks come from."""
+
     type: str = "jsonl_dataset_file"
     """jsonl_dataset_file, huggingface_dat_repo, reasoning_gym or random_dummy."""
     jsonl_dataset_file: JsonlConfig = field(default_factory=JsonlConfig)
@@ -195,26 +233,36 @@ class TaskReaderConfig:
 
 @dataclass
 class RegexJudgeConfig:
+    """With `judge_type: regex`."""
+
     pattern: str = ""
     """Must match the final answer; `{answer}` in it stands for the escaped reference."""
 
 
 @dataclass
 class LlmJudgeConfig:
+    """With `judge_type: llm`: another model gives the score."""
+
     base_url: str = ""
     """Any OpenAI-compatible endpoint."""
     model: str = ""
+    """The judging model's name at that endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; the key itself is never in a config."""
     rubric: str = "Is the answer correct? Compare it with the reference answer."
+    """What the judging model is asked; it sees question, reference and answer."""
     max_retries: int = 3
+    """Further attempts after a connection error, a 429 or a 5xx, with growing pauses."""
     timeout: float = 60.0
+    """Seconds for one attempt."""
     on_parse_failure: str = "fail"
     """When no score can be read: "fail" (the episode is dropped and counted) or "zero"."""
 
 
 @dataclass
 class TaskJudgeConfig:
+    """Who gives the reward."""
+
     judge_type: str = "none"
     """none (the workflow returns its reward), customized_protocol, exact_match,
     number_match, math_verify, reasoning_gym, regex or llm."""
@@ -234,6 +282,8 @@ class TaskJudgeConfig:
 
 @dataclass
 class ContextTrackerConfig:
+    """How recorded calls become training samples."""
+
     merge: str = "prefix"
     """"prefix" merges calls that share their history into one sample; "none" makes every
     call a sample of its own (slower; for comparison)."""
@@ -241,14 +291,20 @@ class ContextTrackerConfig:
 
 @dataclass
 class DebugEndpoint:
+    """With `debug.model: endpoint`."""
+
     base_url: str = ""
     """Any OpenAI-compatible endpoint."""
     model: str = ""
+    """The model's name at that endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
 
 
 @dataclass
 class DebugConfig:
+    """What `backbone: debug` runs."""
+
     debug_first_n_tasks: int = only("debug", default=2)
     """Tasks to run, from the start of the training set."""
     debug_max_parallel: int = only("debug", default=1)
@@ -270,11 +326,14 @@ class DebugConfig:
 
 @dataclass
 class AlgorithmConfig:
+    """Advantages and the loss."""
+
     adv_estimator: str = "grpo"
     """A name of the advantage registry: grpo, dr_grpo, rloo, reinforce_plus_plus, ..."""
     loss: str = "ppo"
     """A name of the loss registry: ppo, gspo, cispo, importance_sampling, ..."""
     clip_ratio_low: float = 0.2
+    """The probability ratio is clipped at 1 - this."""
     clip_ratio_high: float = 0.2
     """Above clip_ratio_low this is DAPO's clip-higher (Yu et al. 2025)."""
     loss_agg_mode: str = "episode-mean"
@@ -292,17 +351,26 @@ class AlgorithmConfig:
 
 @dataclass
 class OptimConfig:
+    """AdamW and its schedule."""
+
     lr: float = 1e-5
+    """Learning rate after the warm-up."""
     lr_schedule: str = "constant"
     """constant, linear or cosine, over the run's steps."""
     warmup_steps: int = 0
+    """Steps over which the rate grows from 0 to `lr`."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Adam's decay rates of the first and second moment."""
     weight_decay: float = 0.0
+    """Decoupled, as in AdamW (Loshchilov & Hutter 2019)."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 switches it off."""
 
 
 @dataclass
 class TrainerConfig:
+    """The training loop."""
+
     total_epochs: int = 1
     """Passes over the training tasks."""
     total_steps: int = 0
@@ -314,6 +382,7 @@ class TrainerConfig:
     test_freq: int = 20
     """Steps between validations (the last step is always validated); 0 only the last."""
     val_before_train: bool = True
+    """Validate once before the first step: the "before" of the final table."""
     logger: list[str] = field(default_factory=lambda: ["console"])
     """Where metrics go besides metrics.jsonl: console, tensorboard, wandb, swanlab,
     trackio, mlflow."""
@@ -326,15 +395,21 @@ class TrainerConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     use_kl_loss: bool = False
+    """Add `kl_loss_coef` times the KL to the reference model to the loss."""
     kl_loss_coef: float = 0.002
+    """Weight of that KL."""
     kl_loss_type: str = "k3"
     """k1, k2 or k3 (Schulman 2020); low_var_kl is another name of k3."""
     nnodes: int = only("verl", "trinity", default=1)
+    """Machines in the Ray cluster."""
     n_gpus_per_node: int = only("verl", "trinity", default=8)
+    """GPUs taken on each."""
 
 
 @dataclass
 class ModelTunerConfig:
+    """The proxy that the workflow's model calls go to."""
+
     host: str = "127.0.0.1"
     """Address the proxy listens on."""
     port: int = 0
@@ -343,7 +418,10 @@ class ModelTunerConfig:
 
 @dataclass
 class AstunerConfig:
+    """Everything below the root key."""
+
     project_name: str = "astuner"
+    """The project under which trackers such as wandb file the run."""
     experiment_name: str = "auto"
     """"auto" takes the name of the YAML file."""
     experiment_dir: str = "runs"
