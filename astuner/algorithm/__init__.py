@@ -1,1 +1,23 @@
-"""Advantages, aggregation weights and losses: small pure functions, each with its paper."""
+"""Advantages, losses, KL estimators and aggregations: pure functions with their papers."""
+
+from astuner.algorithm.registry import (
+    ADVANTAGES,
+    AGGREGATIONS,
+    KLS,
+    LOSSES,
+    accepted,
+    find_kl,
+    find_loss,
+    resolve,
+)
+
+__all__ = [
+    "ADVANTAGES",
+    "AGGREGATIONS",
+    "KLS",
+    "LOSSES",
+    "accepted",
+    "find_kl",
+    "find_loss",
+    "resolve",
+]
