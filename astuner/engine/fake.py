@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from astuner.engine.protocol import SamplingParams, TokenChunk
 from astuner.errors import ContextLengthError, EngineClosed
@@ -66,7 +66,7 @@ class FakeEngine:
 
     async def stream(
         self, prompt_ids: Sequence[int], params: SamplingParams
-    ) -> AsyncIterator[TokenChunk]:
+    ) -> AsyncGenerator[TokenChunk, None]:
         """See `Engine.stream`."""
         ids, finish = _cut(
             self._admit(prompt_ids, params), params, self.max_context - len(prompt_ids)
