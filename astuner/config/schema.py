@@ -377,6 +377,9 @@ class TrainerConfig:
     """Stop after so many steps, whatever the epochs say; 0 leaves it to total_epochs."""
     save_freq: int = 20
     """Steps between checkpoints (the last step is always saved); 0 saves only the last."""
+    resume_freq: int = 1
+    """Steps between rolling checkpoints, of which only the newest is kept: `--resume` goes on
+    from it. 1 loses nothing; raise it when weights are large and steps are short."""
     keep_checkpoints: int = 2
     """Older ones are deleted; 0 keeps all."""
     test_freq: int = 20
