@@ -117,7 +117,7 @@ def nearest(name: str) -> str | None:
         if len(leaf) > 3 and leaf in known_leaf:
             likeness = max(likeness, 0.9)
         if likeness >= _NEAR:
-            same = 0.2 * (section == known_section) + 0.2 * (leaf == known_leaf)
+            same = 0.3 * (section == known_section) + 0.2 * (leaf == known_leaf)
             near.append((likeness + _alike(name, known) + same, known))
     return max(near)[1] if near else None
 

@@ -1,0 +1,240 @@
+"""YAML, overrides and defaults to one checked `AstunerConfig`, with the origin of every key.
+
+`load_config` refuses what the schema does not know and what cannot be, naming
+the key, the value, its place and the nearest valid name; all problems of a file
+are reported at once. It neither looks at the disk beyond the file nor imports
+user code, so whether a path exists is found out by whoever opens it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
+
+from astuner.config.check import value_problems
+from astuner.config.keys import ROOT, full, get, keys, nearest, open_parent, sections
+from astuner.config.loaded import COMMAND_LINE, DEFAULT, PYTHON, LoadedConfig, Origin, joined
+from astuner.config.overrides import parse_override
+from astuner.config.readers import check_backbone, check_complete
+from astuner.config.schema import AstunerConfig, RootConfig
+from astuner.config.source import Dumper, Place, Source, read_yaml
+from astuner.errors import ConfigError
+
+__all__ = ["LoadedConfig", "check_backbone", "check_complete", "dump_config", "from_python"]
+__all__ += ["load_config"]
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """One leaf to set: from a line of the file, or from the command line."""
+
+    name: str
+    value: Any
+    origin: Origin
+    text: str | None = None
+
+
+@dataclass(slots=True)
+class _Build:
+    """A configuration in the making, and all that was wrong so far."""
+
+    tree: DictConfig = field(default_factory=lambda: OmegaConf.structured(RootConfig))
+    origins: dict[str, Origin] = field(default_factory=lambda: dict.fromkeys(keys(), DEFAULT))
+    problems: list[str] = field(default_factory=list[str])
+
+
+def load_config(
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    backbone: str | None = None,
+    experiment_dir: str | None = None,
+) -> LoadedConfig:
+    """Read the YAML file (None: defaults only), then apply the overrides in order.
+
+    `backbone` and `experiment_dir` are the command line's own options; they win over
+    the overrides. An experiment name of "auto" becomes the file's stem. Raises
+    ConfigError with every problem found.
+    """
+    path = None if path is None else Path(path)
+    source = Source({}) if path is None else read_yaml(path)
+    build = _Build()
+    settings = list(_from_file(source, build.problems))
+    for text in overrides:
+        settings += _from_mapping(*parse_override(text), COMMAND_LINE, build.problems)
+    for name, value in (("backbone", backbone), ("experiment_dir", experiment_dir)):
+        if value is not None:
+            settings.append(_Setting(name, value, COMMAND_LINE))
+    for setting in settings:
+        _apply(build, setting)
+    return _finish(build, path)
+
+
+def from_python(config: AstunerConfig, path: Path | None = None) -> LoadedConfig:
+    """A configuration built in Python, checked like one from a file. Raises ConfigError."""
+    build = _Build()
+    for name, key in keys().items():
+        value = get(config, name)
+        if value != key.default:
+            _apply(build, _Setting(name, _escape(value), PYTHON))
+    return _finish(build, path)
+
+
+def dump_config(config: AstunerConfig, path: str | Path) -> None:
+    """Write what differs from the defaults, plus the essentials (backbone, model, workflow
+    and the reader's type). Loading the file gives an equal configuration; only an
+    experiment name of "auto" becomes the file's stem. Raises ConfigError if it cannot be
+    written."""
+    import yaml
+
+    path = Path(path)
+    tree: dict[str, Any] = {}
+    for name, key in keys().items():
+        value = get(config, name)
+        if value != key.default or (name in _ESSENTIAL and value != ""):
+            *parents, leaf = name.split(".")
+            section = tree
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[leaf] = _escape(value)
+    text = yaml.dump({ROOT: tree}, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"The configuration cannot be written to {path}: {error}.") from error
+
+
+_ESSENTIAL = ("backbone", "model.path", "rollout.user_workflow", "task_reader.type")
+
+
+# ---------------------------------------------------------------- from nested to leaves
+
+
+def _from_file(source: Source, problems: list[str]) -> Iterator[_Setting]:
+    for name, value in source.values.items():
+        yield from _leaves(str(name), value, source.places, problems)
+
+
+def _from_mapping(name: str, value: Any, origin: Origin, problems: list[str]) -> Iterator[_Setting]:
+    """An override may set a whole section: `rollout={num_repeat: 4, top_k: 0}`."""
+    yield from _leaves(name, value, {}, problems, origin)
+
+
+def _leaves(
+    name: str,
+    value: Any,
+    places: Mapping[str, Place],
+    problems: list[str],
+    origin: Origin | None = None,
+) -> Iterator[_Setting]:
+    place = places.get(name)
+    at = origin or Origin("file", place.where if place else "")
+    if name in keys() or open_parent(name):
+        yield _Setting(name, value, at, place.text if place else None)
+    elif name not in sections():
+        problems.append(_unknown(name, at))
+    elif isinstance(value, dict):
+        for child, below in cast("dict[Any, Any]", value).items():
+            yield from _leaves(f"{name}.{child}", below, places, problems, origin)
+    elif value is not None:  # an empty section, its lines commented out, is fine
+        children = ", ".join(child.rpartition(".")[2] for child in sections()[name].children)
+        problems.append(
+            f"{at}: `{full(name)}` is a section, not a value, but {value!r} was given. "
+            f"Its keys are: {children}."
+        )
+
+
+def _unknown(name: str, at: Origin) -> str:
+    near = nearest(name)
+    if near is not None:
+        return f"{at}: unknown key `{full(name)}`; did you mean `{full(near)}`?"
+    parent = name.rpartition(".")[0]
+    while parent not in sections():
+        parent = parent.rpartition(".")[0]
+    children = ", ".join(child.rpartition(".")[2] for child in sections()[parent].children)
+    return f"{at}: unknown key `{full(name)}`. `{full(parent)}` has: {children}."
+
+
+# ---------------------------------------------------------------- onto the schema
+
+
+def _apply(build: _Build, setting: _Setting) -> None:
+    key = keys().get(setting.name) or open_parent(setting.name)
+    assert key is not None  # _leaves yields known keys only
+    value = setting.value
+    if key.type is str and setting.text is not None:
+        value = setting.text  # `experiment_name: 007` is the text that stands there
+    if key.type in (int, float, bool) and value == "":
+        value = None
+    try:
+        OmegaConf.update(build.tree, full(setting.name), value)
+    except GrammarParseError:
+        build.problems.append(
+            f"{setting.origin}: `{full(setting.name)}` has a malformed interpolation: {value!r}. "
+            "Write ${oc.env:NAME}, or \\${ for the characters themselves."
+        )
+    except (OmegaConfBaseException, TypeError, ValueError):
+        shown = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+        build.problems.append(
+            f"{setting.origin}: `{full(setting.name)}` must be {key.type_name}, but is {shown}."
+        )
+    else:
+        build.origins[key.name] = setting.origin
+
+
+def _finish(build: _Build, path: Path | None) -> LoadedConfig:
+    _resolve(build)
+    if build.problems:
+        raise ConfigError(joined(build.problems))
+    root = cast(RootConfig, OmegaConf.to_object(build.tree))
+    config = root.astuner
+    if config.experiment_name == AUTO and path is not None:
+        config.experiment_name = path.stem
+    problems = [
+        f"{', '.join(f'{build.origins[name]}' for name in names)}: {message}"
+        for names, message in value_problems(config)
+    ]
+    if problems:
+        raise ConfigError(joined(problems))
+    return LoadedConfig(config, build.origins, path)
+
+
+def _resolve(build: _Build) -> None:
+    """Read every value once, so that a bad `${...}` is reported with its key and place."""
+    for name, key in keys().items():
+        try:
+            value = OmegaConf.select(build.tree, full(name), throw_on_missing=True)
+            if OmegaConf.is_config(value):
+                OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        except InterpolationResolutionError as error:
+            reason = str(error).partition("\n")[0]
+            build.problems.append(
+                f"{build.origins[name]}: `{full(name)}` (must be {key.type_name}) has an "
+                f"interpolation that cannot be resolved: {reason}. Set the variable, or give a "
+                "default: ${oc.env:NAME,default}."
+            )
+        except OmegaConfBaseException:
+            build.problems.append(f"{build.origins[name]}: `{full(name)}` has no value ('???').")
+
+
+def _escape(value: Any) -> Any:
+    """Keep a literal `${` in a text from being taken for an interpolation."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, dict):
+        return {k: _escape(v) for k, v in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_escape(v) for v in cast("list[Any]", value)]
+    return value

@@ -1,0 +1,97 @@
+"""Which backbone reads which key, and which sections a chosen type leaves unread.
+
+`check_backbone` keeps a configuration from lying: a key that was set and that
+the backbone does not read is an error or a warning. `check_complete` refuses a
+run that lacks something. Neither looks at values that are merely wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from astuner.config.check import missing_problems
+from astuner.config.keys import full, get, keys
+from astuner.config.loaded import COMMAND_LINE, LoadedConfig, Origin, joined
+from astuner.config.schema import AstunerConfig
+from astuner.errors import ConfigError
+
+_SELECTED: Mapping[str, tuple[str, str]] = {
+    "task_reader.jsonl_dataset_file": ("task_reader.type", "jsonl_dataset_file"),
+    "task_reader.huggingface_dat_repo": ("task_reader.type", "huggingface_dat_repo"),
+    "task_reader.reasoning_gym": ("task_reader.type", "reasoning_gym"),
+    "task_reader.random_dummy": ("task_reader.type", "random_dummy"),
+    "task_judge.judge_protocol": ("task_judge.judge_type", "customized_protocol"),
+    "task_judge.regex": ("task_judge.judge_type", "regex"),
+    "task_judge.llm": ("task_judge.judge_type", "llm"),
+    "debug.endpoint": ("debug.model", "endpoint"),
+    "debug.fake_replies": ("debug.model", "fake"),
+}
+"""A key or section -> the key that selects it, and the value that does."""
+
+
+def why_unread(config: AstunerConfig, name: str, backbone: str) -> str | None:
+    """Why the run does not read this key, or None if it does."""
+    readers = keys()[name].backbones
+    if readers and backbone not in readers:
+        return f"only {' and '.join(readers)} read it"
+    training = name.startswith("trainer_common.")
+    if backbone == "debug" and training and not config.debug.train_step:
+        return "debug does not train unless debug.train_step is true"
+    return _why_unselected(config, name)
+
+
+def _why_unselected(config: AstunerConfig, name: str) -> str | None:
+    for part, (selector, choice) in _SELECTED.items():
+        chosen = get(config, selector)
+        if chosen != choice and (name == part or name.startswith(f"{part}.")):
+            return f"{full(selector)} is {chosen}"
+    return None
+
+
+def check_backbone(loaded: LoadedConfig, backbone: str) -> list[str]:
+    """Warnings about keys that were set but are not read. Raises ConfigError where that
+    must be a mistake.
+
+    One file serves training and debugging alike: a `debug` section in it is fine for every
+    backbone, and the backbone debug itself refuses nothing.
+    """
+    errors: list[str] = []
+    warnings: list[str] = []
+    for name, origin in loaded.set_by_user().items():
+        readers = keys()[name].backbones
+        if readers and backbone not in readers:
+            if backbone == "debug":
+                warnings.append(_unread(loaded, name, origin, backbone))
+            elif readers != ("debug",) or origin == COMMAND_LINE:
+                errors.append(_unread(loaded, name, origin, backbone))
+        elif why := _why_unselected(loaded.config, name):
+            warnings.append(f"{origin}: `{full(name)}` is set but not read: {why}.")
+    if errors:
+        raise ConfigError(joined(errors))
+    return warnings
+
+
+def check_complete(
+    loaded: LoadedConfig, *, workflow: bool = False, tasks: bool = False, judge: bool = False
+) -> None:
+    """Refuse a configuration that cannot run: no workflow, no data, half a judge.
+
+    The flags say what was given as a Python object. Raises ConfigError.
+    """
+    problems = [
+        f"{loaded.path or 'the configuration'}: {message}"
+        for _, message in missing_problems(
+            loaded.config, workflow=workflow, tasks=tasks, judge=judge
+        )
+    ]
+    if problems:
+        raise ConfigError(joined(problems))
+
+
+def _unread(loaded: LoadedConfig, name: str, origin: Origin, backbone: str) -> str:
+    readers = " and ".join(keys()[name].backbones)
+    return (
+        f"{origin}: `{full(name)}` = {get(loaded.config, name)!r} has no effect with the backbone "
+        f"{backbone}; only {readers} read it. Remove it, or choose --backbone "
+        f"{keys()[name].backbones[0]}."
+    )

@@ -1,0 +1,67 @@
+"""The reference page of all keys, made from the schema and its docstrings.
+
+`python -m astuner.config.reference > docs/config.md` writes it; a test compares
+the two, so the page cannot go stale.
+"""
+
+from __future__ import annotations
+
+import json
+
+from astuner.config.keys import Key, full, keys, sections
+
+_HEAD = """# Configuration
+
+Every key, its type, its default and what it means. This page is made from
+`astuner/config/schema.py` by `python -m astuner.config.reference > docs/config.md`.
+
+A file has one root key, `astuner`; what it does not name keeps its default:
+
+```yaml
+astuner:
+  model: {path: smollm2-135m}
+  rollout: {user_workflow: "tutorial.example_math_agent.math_agent_simplify->MathToolWorkflow"}
+  task_reader: {type: huggingface_dat_repo, huggingface_dat_repo: {dataset_path: openai/gsm8k}}
+  task_judge: {judge_type: number_match}
+```
+
+On the command line the same keys are written `rollout.num_repeat=4`; the root may be left out.
+A value may come from the environment: `${oc.env:NAME}` or `${oc.env:NAME,default}`.
+`astuner explain --conf x.yaml` shows each key's value, where it came from and whether it is read.
+"""
+
+
+def render() -> str:
+    """The whole page as Markdown."""
+    parts = [_HEAD]
+    for section in sections().values():
+        rows = [keys()[name] for name in section.children if name in keys()]
+        if rows:
+            parts.append(f"## `{full(section.name)}`\n\n{section.doc}\n\n{_table(rows)}")
+    return "\n".join(parts)
+
+
+def _table(rows: list[Key]) -> str:
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    lines += [
+        f"| `{key.leaf}` | {key.type_name.partition(',')[0]} | {_code(key.default)} "
+        f"| {_cell(key.doc)}{_only(key)} |"
+        for key in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _code(default: object) -> str:
+    return f"`{_cell(json.dumps(default, ensure_ascii=False))}`"
+
+
+def _only(key: Key) -> str:
+    return f" Only for the backbone {' and '.join(key.backbones)}." if key.backbones else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(render(), end="")
