@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from astuner.engine import model_wheel
@@ -137,15 +138,17 @@ def _from_hub(name: str) -> Path:
     Raises ConnectionError with the reason when the hub has not given the files.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HTTPError  # the base of whichever client it uses
+    from huggingface_hub import errors
 
-    trouble = (OSError, ValueError, HTTPError)
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(name, local_files_only=True, allow_patterns=WANTED)
+    # Connection errors are of whichever HTTP client the installed version is built on.
+    client_error: type[Exception] = getattr(errors, "HTTPError", OSError)
+    trouble = (OSError, ValueError, client_error)
+    with suppress(*trouble):
+        cached = huggingface_hub.snapshot_download(
+            name, local_files_only=True, allow_patterns=WANTED
         )
-    except trouble:
-        pass
+        if all(_parts(Path(cached)).values()):
+            return Path(cached)
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set, and the hub's cache does not have it")
     try:

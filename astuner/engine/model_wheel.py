@@ -114,7 +114,6 @@ def convert(gguf: Path, to: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, dtype=torch.bfloat16, **source, **_dense()
     )
-    model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(to)
     tokenizer.save_pretrained(to)

@@ -1,0 +1,241 @@
+"""The model's weights in their three states: trained, published and reference.
+
+With LoRA (Hu et al. 2021, arXiv 2106.09685) one frozen base carries two adapters,
+and the reference is the base alone; with full weights there are two whole models,
+and the reference is read again from disk when first asked for. Each state is a
+context that yields the transformers model to call. Everything here runs on the
+device thread. The fp32 masters and the optimizer are in `masters`.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from astuner.engine.embedded.compatible import (
+    check_config,
+    check_model,
+    choose_device,
+    choose_dtype,
+)
+from astuner.engine.embedded.packed import ATTENTION
+from astuner.errors import ModelError
+
+State = Literal["trained", "published", "reference"]
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    rank: int = 16
+    alpha: int = 32
+    """The adapter's output is scaled by alpha / rank."""
+    target_modules: str | list[str] = "all-linear"
+    """"all-linear", names separated by commas, or a list of names."""
+
+
+class States(Protocol):
+    """LoRA or full weights: what differs between the two."""
+
+    def select(self, state: State) -> nn.Module:
+        """The transformers model, with the weights of this state active."""
+        ...
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter, in a fixed order."""
+        ...
+
+    def publish(self) -> None: ...
+
+
+class Weights:
+    """A loaded model and its states. `version` counts what has been published."""
+
+    def __init__(
+        self, states: States, *, path: Path, lora: LoraSpec | None, config: Any, tokenizer: Any
+    ) -> None:
+        self.path = path
+        self.lora = lora
+        self.states = states
+        self.tokenizer = tokenizer
+        first = next(iter(states.trained().values()))
+        self.device: torch.device = first.device
+        self.dtype: torch.dtype = first.dtype
+        heads: int = config.num_attention_heads
+        self.num_layers: int = config.num_hidden_layers
+        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.vocab_size: int = config.vocab_size
+        self.max_context: int = config.max_position_embeddings
+        self.version = 0
+        self._entered: list[State] = []
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        lora: LoraSpec | None,
+        seed: int,
+    ) -> Weights:
+        """Load the transformers folder `path`; a new adapter is drawn from `seed`.
+
+        Raises ModelError when it cannot be loaded, when its attention is not one that
+        the packed plans compute, or when the adapter's target modules are not in it.
+        """
+        path = Path(path)
+        where = choose_device(device)
+        model, config, tokenizer = _load(path, where, choose_dtype(dtype, where))
+        states = _Full(model, path) if lora is None else _Lora(model, lora, path, seed)
+        return cls(states, path=path, lora=lora, config=config, tokenizer=tokenizer)
+
+    @contextmanager
+    def sampling(self) -> Generator[nn.Module]:
+        """The published weights, in inference mode."""
+        with torch.inference_mode(), self._selected("published") as model:
+            yield model
+
+    @contextmanager
+    def training(self) -> Generator[nn.Module]:
+        """The trained weights, with gradients."""
+        with torch.enable_grad(), self._selected("trained") as model:
+            yield model
+
+    @contextmanager
+    def reference(self) -> Generator[nn.Module]:
+        """The weights before any training, without gradients."""
+        with torch.no_grad(), self._selected("reference") as model:
+            yield model
+
+    def publish(self) -> int:
+        """Copy the trained weights to those that sample; returns their new version."""
+        self.states.publish()
+        self.version += 1
+        return self.version
+
+    @contextmanager
+    def _selected(self, state: State) -> Generator[nn.Module]:
+        self._entered.append(state)
+        try:
+            yield self.states.select(state)
+        finally:
+            self._entered.pop()
+            if self._entered:
+                self.states.select(self._entered[-1])
+
+
+def _load(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Any, Any]:
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+        check_config(config, path)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"transformers cannot load the model in {path}: {error}") from error
+    check_model(model, path)
+    return model.eval().to(device), config, tokenizer
+
+
+class _Lora:
+    """Two adapters on one frozen base, in its dtype."""
+
+    def __init__(self, model: nn.Module, spec: LoraSpec, path: Path, seed: int) -> None:
+        targets = spec.target_modules
+        if isinstance(targets, str) and targets != "all-linear":
+            targets = [name.strip() for name in targets.split(",")]
+        config = LoraConfig(
+            r=spec.rank,
+            lora_alpha=spec.alpha,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=str(path),
+        )
+        self.peft = _two_adapters(model, config, seed)
+        self._model = model
+        self._layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+        named = dict(model.named_parameters())
+        for name, parameter in named.items():
+            parameter.requires_grad_(".trained." in name)
+        self._trained = {n: p for n, p in named.items() if ".trained." in n}
+        self._published = [named[n.replace(".trained.", ".published.")] for n in self._trained]
+        self._active: State | None = None
+        self.publish()
+
+    def select(self, state: State) -> nn.Module:
+        """What PeftModel.set_adapter does, without walking the model and switching
+        requires_grad of every parameter: 0.1 ms instead of 10 for 210 layers."""
+        if state != self._active:
+            chosen = {"_disable_adapters": state == "reference", "_active_adapter": [state]}
+            for layer in self._layers:
+                layer.__dict__.update(chosen)
+            self._active = state
+        return self._model
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return self._trained
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        for target, source in zip(self._published, self._trained.values(), strict=True):
+            target.copy_(source)
+
+
+def _two_adapters(model: nn.Module, config: LoraConfig, seed: int) -> PeftModel:
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+        torch.manual_seed(seed)
+        try:
+            peft: Any = get_peft_model(
+                model,  # pyright: ignore[reportArgumentType]
+                config,
+                adapter_name="trained",
+                autocast_adapter_dtype=False,
+            )
+        except ValueError as error:
+            raise ModelError(
+                f"model.lora.target_modules does not fit the model: {error}"
+            ) from error
+        peft.add_adapter("published", copy.copy(config), autocast_adapter_dtype=False)
+    return peft.eval()
+
+
+class _Full:
+    """Two whole models; a third, the reference, only once it is asked for."""
+
+    def __init__(self, model: nn.Module, path: Path) -> None:
+        self._models: dict[State, nn.Module] = {
+            "trained": model,
+            "published": copy.deepcopy(model).requires_grad_(False),
+        }
+        self._path = path
+
+    def select(self, state: State) -> nn.Module:
+        if state not in self._models:
+            first = next(self._models["trained"].parameters())
+            model, _, _ = _load(self._path, first.device, first.dtype)
+            self._models[state] = model.requires_grad_(False)
+        return self._models[state]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return dict(self._models["trained"].named_parameters())
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        published: Mapping[str, nn.Parameter] = dict(self._models["published"].named_parameters())
+        for name, source in self.trained().items():
+            published[name].copy_(source)
