@@ -93,7 +93,8 @@ def _std(rewards_N: Rewards) -> float:
 
 
 def _centred(group: GroupRewards) -> list[Rewards]:
-    mean = _flat([group]).mean()
+    rewards = _flat([group])
+    mean = rewards.mean() if len(rewards) else 0.0
     return [episode - mean for episode in group]
 
 

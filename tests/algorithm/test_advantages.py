@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from astuner.algorithm import ADVANTAGES, resolve
 from astuner.algorithm.advantages import (
     dr_grpo,
     grpo,
@@ -59,6 +60,13 @@ def test_equal_rewards_teach_nothing(reward: float) -> None:
 def test_a_group_of_one_teaches_nothing_where_the_group_is_the_baseline() -> None:
     for estimator in (grpo, dr_grpo, rloo):
         assert flat(estimator([outcomes(5.0)])[0]) == [0.0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_empty_groups_stay_empty() -> None:
+    for name in ADVANTAGES:
+        assert resolve(ADVANTAGES, name)([[], outcomes(1)])[0] == []
+        assert resolve(ADVANTAGES, name)([]) == []
 
 
 def test_dr_grpo_only_centres() -> None:

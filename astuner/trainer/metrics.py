@@ -1,0 +1,128 @@
+"""What is logged after a step, as one flat dict of numbers.
+
+Names are `section/name`: reward, episodes, groups, tokens, timelines, reply, policy,
+loss, staleness, seconds, speed, and `user/` for what workflows log themselves. A mean
+of nothing is left out rather than logged as zero.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from astuner.trainer.batch import MASKED, Batch
+from astuner.trainer.update import Update
+from astuner.types import Episode, Sample
+
+MAX_LAG_SHOWN = 8
+"""Tokens that are staler than this share one bar of the histogram."""
+
+
+def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Rewards, failures, timelines, replies and user metrics of a set of episodes."""
+    usable = [e for e in episodes if e.ok and e.calls]
+    calls = [c for e in usable for c in e.calls]
+    metrics = _spread("reward", [e.reward for e in usable if e.reward is not None])
+    metrics |= _mean(
+        "reward/success_rate", (e.is_success for e in usable if e.is_success is not None)
+    )
+    metrics |= _failures(episodes)
+    metrics |= _mean("timelines/mean", (len(e.samples) for e in usable))
+    metrics |= _mean("timelines/calls_per_episode", (len(e.calls) for e in usable))
+    lengths = [len(c.completion_ids) for c in calls]
+    metrics |= _mean("reply/tokens_mean", lengths)
+    metrics["reply/tokens_max"] = float(max(lengths, default=0))
+    metrics |= _mean("reply/truncated_fraction", (c.finish_reason == "length" for c in calls))
+    prompt = sum(len(c.prompt_ids) for c in calls)
+    if prompt:
+        metrics["tokens/prompt_cached_fraction"] = sum(c.prefill_cached for c in calls) / prompt
+    metrics |= _mean("episodes/seconds_mean", (e.ended_at - e.started_at for e in usable))
+    return metrics | _user_metrics(usable)
+
+
+def batch_metrics(batch: Batch) -> dict[str, float]:
+    """What was trained, and what was left out and why."""
+    metrics = {
+        "groups/total": float(len(batch.groups)),
+        "groups/trained": float(len(batch.trained)),
+        "tokens/trained": float(batch.tokens_trained),
+        "timelines/trained": float(len(batch.samples)),
+    }
+    metrics |= {f"groups/skipped_{name}": float(n) for name, n in batch.skipped_groups.items()}
+    return metrics | {f"{MASKED}{name}": float(n) for name, n in batch.masked_tokens.items()}
+
+
+def update_metrics(update: Update, samples: Sequence[Sample], version: int) -> dict[str, float]:
+    """Loss, gradient, how far trainer and sampler are apart, and how stale the tokens are."""
+    metrics = {
+        "policy/loss": update.loss,
+        "policy/grad_norm": update.grad_norm,
+        "policy/lr": update.lr,
+    }
+    metrics |= {f"loss/{name}": value for name, value in update.metrics.items()}
+    return metrics | _sampler_metrics(update, samples) | staleness(samples, version)
+
+
+def staleness(samples: Sequence[Sample], version: int) -> dict[str, float]:
+    """By how many versions the sampler lagged: mean, max, and the fraction at each lag."""
+    if not samples:
+        return {}
+    lags = version - np.concatenate([s.weight_versions[s.loss_mask] for s in samples])
+    metrics = {"staleness/mean": float(lags.mean()), "staleness/max": float(lags.max())}
+    for lag, count in sorted(Counter(lags.clip(0, MAX_LAG_SHOWN).tolist()).items()):
+        more = "_or_more" if lag == MAX_LAG_SHOWN else ""
+        metrics[f"staleness/lag_{lag}{more}"] = count / len(lags)
+    return metrics
+
+
+def _sampler_metrics(update: Update, samples: Sequence[Sample]) -> dict[str, float]:
+    """KL(sampler || trainer) by Schulman's k3, and the sampler's entropy by its own tokens."""
+    sampled = np.concatenate([s.logprobs[s.loss_mask] for s in samples])
+    trained = np.concatenate(
+        [logprobs[s.loss_mask] for logprobs, s in zip(update.logprobs, samples, strict=True)]
+    )
+    gap = (trained - sampled).clip(-20, 20).astype(np.float64)
+    return {
+        "policy/sampler_kl": float((np.exp(gap) - 1 - gap).mean()),
+        "policy/sampler_gap_max": float(np.abs(gap).max()),
+        "policy/entropy": float(-sampled.mean()),
+    }
+
+
+def _failures(episodes: Sequence[Episode]) -> dict[str, float]:
+    kinds = Counter(e.failure.kind for e in episodes if e.failure)
+    metrics = {
+        "episodes/total": float(len(episodes)),
+        "episodes/failed": float(sum(kinds.values())),
+        "episodes/without_calls": float(sum(e.ok and not e.calls for e in episodes)),
+        "episodes/retries": float(sum(e.attempts - 1 for e in episodes)),
+    }
+    return metrics | {f"episodes/failed_{kind}": float(n) for kind, n in kinds.items()}
+
+
+def _user_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Each metric averaged over the episodes that report it."""
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for episode in episodes:
+        reported: Mapping[str, float] = episode.output.log_metrics if episode.output else {}
+        for name, value in reported.items():
+            values[name].append(float(value))
+    return {f"user/{name}": float(np.mean(v)) for name, v in values.items()}
+
+
+def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    return {
+        f"{name}/mean": float(np.mean(values)),
+        f"{name}/std": float(np.std(values)),
+        f"{name}/min": float(np.min(values)),
+        f"{name}/max": float(np.max(values)),
+    }
+
+
+def _mean(name: str, values: Iterable[float]) -> dict[str, float]:
+    listed = [float(v) for v in values]
+    return {name: float(np.mean(listed))} if listed else {}
