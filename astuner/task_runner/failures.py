@@ -1,0 +1,47 @@
+"""Failures of a workflow, in words the user can act on.
+
+Each function makes one `Failure` from what was seen. Nothing is raised, logged or
+decided here beyond whose fault it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from astuner.task_runner.stacks import raised_at, user_traceback
+from astuner.types import Failure, FailureKind
+
+
+def workflow_raised(name: str, error: BaseException, engine_problems: Sequence[object]) -> Failure:
+    """`execute` raised; it is the engine's failure if the engine failed it."""
+    at = f" at {place}" if (place := raised_at(error)) else ""
+    message = f"{name} raised {type(error).__name__}{at}: {error}"
+    if engine_problems:
+        return Failure(
+            FailureKind.ENGINE,
+            f"The engine failed: {engine_problems[-1]}. Then {message}",
+            user_traceback(error),
+            retriable=True,
+        )
+    return Failure(FailureKind.WORKFLOW, message, user_traceback(error))
+
+
+def wrong_type(name: str, output: object) -> Failure:
+    """`execute` returned something else than a WorkflowOutput."""
+    shown = "None (is a return missing?)" if output is None else f"{output!r:.200}"
+    kind = "" if output is None else f" of type {type(output).__name__}"
+    return Failure(
+        FailureKind.WORKFLOW,
+        f"{name} returned {shown}{kind}; it must return a WorkflowOutput, "
+        "e.g. WorkflowOutput(reward=1.0).",
+    )
+
+
+def overdue(timeout: float, where: str, left_behind: bool) -> Failure:
+    """`execute` did not return in time; `where` is where it stood."""
+    hung = " It blocks its thread, which was left behind." if left_behind else ""
+    return Failure(
+        FailureKind.TIMEOUT,
+        f"The workflow did not return within rollout.episode_timeout = {timeout:g} s.{hung}",
+        where,
+    )

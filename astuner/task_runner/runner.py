@@ -1,0 +1,280 @@
+"""One episode, from a task to an Episode.
+
+Opens a session, runs the user's workflow under a deadline, asks the judge, turns
+the recorded calls into samples. Whatever goes wrong in user code, judge or engine
+comes back as `Episode.failure`; only a cancellation from outside is raised. It does
+not retry, knows no groups, and never looks into a token.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from astuner.context_tracker import build_samples
+from astuner.model_tuner import ModelTuner, SessionSampling, SessionSpec
+from astuner.task_judge import Judge
+from astuner.task_runner.failures import overdue, workflow_raised, wrong_type
+from astuner.task_runner.judging import Judging
+from astuner.task_runner.live import LiveEpisode
+from astuner.task_runner.loop_thread import Ended, LoopThread, Running, Work, run_here
+from astuner.task_runner.rewards import Score, bad_reward, own_score
+from astuner.task_runner.workflow import Workflow, check_workflow, declared_targets
+from astuner.types import Call, Episode, Failure, WorkflowOutput, WorkflowTask
+
+log = logging.getLogger(__name__)
+
+
+class Session(Protocol):
+    """What the runner needs of a proxy session."""
+
+    @property
+    def calls(self) -> Sequence[Call]: ...
+    @property
+    def problems(self) -> Sequence[object]:
+        """The engine's failures that calls of this session met."""
+        ...
+
+    @property
+    def tuner(self) -> ModelTuner: ...
+    def close(self) -> Sequence[Call]:
+        """Kill the keys, cancel what is pending, return the answered calls."""
+        ...
+
+
+class SessionServer(Protocol):
+    def open_session(self, spec: SessionSpec) -> Session: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """Limits of one episode. Tokens and seconds; None or 0 means no limit."""
+
+    episode_timeout: float = 600.0
+    judge_timeout: float = 120.0
+    max_prompt_tokens: int | None = None
+    max_total_tokens: int | None = None
+    max_calls_per_agent: int = 0
+    merge: str = "prefix"
+    in_caller_thread: bool = False
+    """Run workflow and judge in the thread that calls `run`, so that breakpoints stop. Then
+    `episode_timeout` is off: a breakpoint may last as long as it likes."""
+    grace: float = 2.0
+    """Seconds a cancelled workflow gets to end before its thread is left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Returned:
+    output: object
+    targets: frozenset[str] | None
+
+
+class EpisodeRunner:
+    """Runs episodes of one workflow; many at once, each in a thread of its own."""
+
+    def __init__(
+        self,
+        workflow_cls: type[Workflow],
+        judge: Judge | None,
+        server: SessionServer,
+        settings: RunnerSettings,
+    ) -> None:
+        """Raises UserCodeError when the workflow cannot be run at all."""
+        self._workflow_cls = check_workflow(workflow_cls)
+        self._server = server
+        self._settings = settings
+        self._judging = judge and Judging(
+            judge, settings.judge_timeout, in_caller_thread=settings.in_caller_thread
+        )
+        self._live: dict[str, LiveEpisode] = {}
+        self._left_behind: list[LoopThread] = []
+        self.counters: Counter[str] = Counter()
+        """`episodes_without_calls`, `threads_left_behind`: since the start of the run."""
+
+    @property
+    def live(self) -> tuple[LiveEpisode, ...]:
+        """Episodes that have not ended. May be read from any thread."""
+        return tuple(self._live.values())
+
+    @property
+    def threads_left_behind(self) -> int:
+        """Threads of abandoned episodes that still run."""
+        self._left_behind = [thread for thread in self._left_behind if thread.alive]
+        return len(self._left_behind)
+
+    def close(self) -> None:
+        """End the judge's thread."""
+        if self._judging:
+            self._judging.close()
+
+    async def run(
+        self,
+        workflow_task: WorkflowTask,
+        *,
+        group_id: str,
+        seed: int,
+        sampling: SessionSampling,
+    ) -> Episode:
+        """Run one episode; never raises for what user code, judge or engine do.
+
+        `workflow_task.episode_id` must be unique among the episodes that are running.
+        """
+        started_at = time.time()
+        session = self._server.open_session(self._spec(workflow_task, seed, sampling))
+        with self._alive(workflow_task) as live:
+            try:
+                ended = await self._execute(workflow_task, session, live)
+            finally:
+                session.close()
+            calls = tuple(sorted(session.calls, key=lambda call: call.started_at))
+            targets, result = self._classify(ended, session)
+            if isinstance(result, WorkflowOutput):
+                result = _with_last_reply(result, calls)
+                score = await self._score(workflow_task, result, len(calls), live)
+            else:
+                score = Score(failure=result)
+        if score.failure is None and not calls:
+            self._warn_no_calls(workflow_task)
+        return Episode(
+            episode_id=workflow_task.episode_id,
+            group_id=group_id,
+            task=workflow_task.task,
+            repeat_index=workflow_task.repeat_index,
+            split=workflow_task.split,
+            calls=calls,
+            samples=build_samples(
+                calls,
+                group_id=group_id,
+                task_id=workflow_task.task_id,
+                reward=score.reward or 0.0,
+                trainable_targets=targets,
+                max_prompt_tokens=self._settings.max_prompt_tokens,
+                max_total_tokens=self._settings.max_total_tokens,
+                merge=self._settings.merge,
+            ),
+            output=result if isinstance(result, WorkflowOutput) else None,
+            reward=score.reward,
+            turn_rewards=score.turn_rewards,
+            is_success=score.is_success,
+            failure=score.failure,
+            started_at=started_at,
+            ended_at=time.time(),
+        )
+
+    def _spec(self, task: WorkflowTask, seed: int, sampling: SessionSampling) -> SessionSpec:
+        return SessionSpec(
+            episode_id=task.episode_id,
+            seed=seed,
+            sampling=sampling,
+            max_prompt_tokens=self._settings.max_prompt_tokens,
+            max_total_tokens=self._settings.max_total_tokens,
+            max_calls_per_agent=self._settings.max_calls_per_agent,
+            trainable_targets=declared_targets(self._workflow_cls),
+        )
+
+    @contextmanager
+    def _alive(self, task: WorkflowTask) -> Iterator[LiveEpisode]:
+        live = LiveEpisode(task.episode_id, task.task_id, "the workflow", time.monotonic())
+        self._live[task.episode_id] = live
+        try:
+            yield live
+        finally:
+            self._live.pop(task.episode_id, None)
+
+    # ---------------------------------------------------------------- the workflow
+
+    async def _execute(
+        self, task: WorkflowTask, session: Session, live: LiveEpisode
+    ) -> Ended[_Returned] | Failure:
+        async def work() -> _Returned:
+            workflow = self._workflow_cls()
+            output: Any = workflow.execute(task, session.tuner)
+            if inspect.isawaitable(output):
+                output = await output
+            return _Returned(output, declared_targets(workflow))
+
+        if self._settings.in_caller_thread:
+            return await run_here(work)
+        return await self._in_thread(work, session, live)
+
+    async def _in_thread(
+        self, work: Work[_Returned], session: Session, live: LiveEpisode
+    ) -> Ended[_Returned] | Failure:
+        thread = LoopThread(f"episode {live.episode_id}")
+        running = thread.start(work)
+        live.watch(running.where)
+        try:
+            ended = await running.wait(self._settings.episode_timeout or None)
+            return ended or await self._overdue(running, thread, session)
+        finally:
+            running.cancel()
+            thread.close()
+
+    async def _overdue(
+        self, running: Running[_Returned], thread: LoopThread, session: Session
+    ) -> Failure:
+        """End an episode whose time is over, or leave its thread behind."""
+        where = running.where()
+        session.close()
+        running.cancel()
+        left_behind = await running.wait(self._settings.grace) is None
+        if left_behind:
+            thread.interrupt()
+            self._left_behind.append(thread)
+            self.counters["threads_left_behind"] += 1
+        return overdue(self._settings.episode_timeout, where, left_behind)
+
+    def _classify(
+        self, ended: Ended[_Returned] | Failure, session: Session
+    ) -> tuple[frozenset[str] | None, WorkflowOutput | Failure]:
+        """Trainable targets, and the output or why there is none."""
+        targets = declared_targets(self._workflow_cls)
+        name = f"{self._workflow_cls.__name__}.execute"
+        if isinstance(ended, Failure):
+            return targets, ended
+        if ended.error is not None:
+            return targets, workflow_raised(name, ended.error, session.problems)
+        returned = ended.value
+        if returned is None or not isinstance(returned.output, WorkflowOutput):
+            return targets, wrong_type(name, returned and returned.output)
+        return returned.targets, returned.output
+
+    # ---------------------------------------------------------------- the reward
+
+    async def _score(
+        self, task: WorkflowTask, output: WorkflowOutput, num_calls: int, live: LiveEpisode
+    ) -> Score:
+        own = own_score(output, num_calls)
+        if own is not None:
+            return own
+        if self._judging is None:
+            return bad_reward(
+                f"{self._workflow_cls.__name__}.execute returned no reward and the run has no "
+                "judge. Return WorkflowOutput(reward=...), or set task_judge.judge_type."
+            )
+        live.wait_for("the judge")
+        return await self._judging.score(task, output, num_calls, live.watch)
+
+    def _warn_no_calls(self, task: WorkflowTask) -> None:
+        self.counters["episodes_without_calls"] += 1
+        if self.counters["episodes_without_calls"] == 1:
+            log.warning(
+                "Episode %s made no LLM call through the tuner, so there is nothing to train on. "
+                "Use tuner.as_raw_openai_sdk_client(), as_agentscope_model() or "
+                "as_oai_baseurl_apikey() for the model that is tuned. (Said once.)",
+                task.episode_id,
+            )
+
+
+def _with_last_reply(output: WorkflowOutput, calls: Sequence[Call]) -> WorkflowOutput:
+    """The output with the text of the last recorded reply in its metadata, for the judge."""
+    if not calls or "last_reply" in output.metadata:
+        return output
+    text = calls[-1].response.get("content") or ""
+    return output.model_copy(update={"metadata": {**output.metadata, "last_reply": text}})

@@ -1,0 +1,54 @@
+"""One readable line a step in the terminal: the figures one looks at first.
+
+The columns are fixed and short; everything else is in `metrics.jsonl`. Uses the
+console it is given, so that lines and a live display do not tear each other apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from astuner.tracking.sinks import RunInfo
+
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("reward/mean", "reward", ".3f"),
+    ("eval/score", "held-out", ".3f"),
+    ("policy/loss", "loss", ".4f"),
+    ("policy/grad_norm", "grad", ".3g"),
+    ("policy/entropy", "entropy", ".3f"),
+    ("tokens/trained", "trained", ",.0f"),
+    ("staleness/mean", "stale", ".2f"),
+    ("episodes/failed", "failed", ".0f"),
+    ("seconds/total", "s", ".1f"),
+)
+"""Metric, heading, format. What is missing from a step, and zero failures, are left out."""
+
+
+def line(step: int, metrics: Mapping[str, float]) -> Text:
+    """The step as one line, e.g. "step   12  reward 0.431  loss -0.0021  grad 0.83"."""
+    text = Text.assemble(("step ", "dim"), (f"{step:>4}", "bold"))
+    for name, heading, form in COLUMNS:
+        value = metrics.get(name)
+        if value is None or (value == 0 and name in ("episodes/failed", "staleness/mean")):
+            continue
+        style = {"reward": "green", "held-out": "bold cyan", "failed": "red"}.get(heading, "")
+        text.append(f"  {heading} ", "dim").append(format(value, form), style)
+    return text
+
+
+class ConsoleSink:
+    """Prints a line for each step."""
+
+    def __init__(self, info: RunInfo) -> None:
+        self._console = info.console or Console()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._console.print(line(step, metrics), highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Nothing to end."""
