@@ -1,0 +1,213 @@
+"""The one thread on which all torch work of an embedded model happens.
+
+It sleeps when there is nothing to do, ticks the sampler while sequences run, and
+runs jobs (training verbs) one after the other: a job that is a generator is
+advanced one step between two ticks. This is the engine's error boundary: what
+a job raises goes to its caller, what a tick raises fails the running requests,
+and the thread lives on. It knows neither models nor sequences.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+
+from astuner.errors import EngineClosed, EngineError
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+"""A long job: yields where something else may run."""
+
+
+class Sampler(Protocol):
+    """What the thread ticks."""
+
+    @property
+    def has_work(self) -> bool: ...
+    def tick(self) -> None: ...
+    def fail_all(self, error: EngineError) -> None: ...
+
+
+@dataclass(slots=True)
+class _Job:
+    name: str
+    verb: Callable[[], Any]
+    future: Future[Any]
+    steps: Generator[None, None, Any] | None = None
+
+
+class DeviceThread:
+    """Runs jobs and ticks until closed. All methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.sampler: Sampler | None = None
+        """Set by the first job, which builds it."""
+        self.doing = "idle"
+        """What the thread is at right now, for a watchdog."""
+        self.last_beat = time.monotonic()
+        """When it last turned to something new."""
+        self._lock = threading.Lock()
+        self._closed = False
+        self._posts: deque[Callable[[], None]] = deque()
+        self._jobs: deque[_Job] = deque()
+        self._job: _Job | None = None
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="astuner-device", daemon=True)
+        self._thread.start()
+
+    def submit(self, name: str, verb: Callable[[], T | Steps[T]]) -> Future[T]:
+        """Queue a job; its future gets the result. Raises EngineClosed."""
+        future: Future[T] = Future()
+        with self._lock:
+            self._refuse_if_closed()
+            self._jobs.append(_Job(name, verb, future))
+        self._wake.set()
+        return future
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Run something short before the next tick. Raises EngineClosed."""
+        with self._lock:
+            self._refuse_if_closed()
+            self._posts.append(action)
+        self._wake.set()
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Stop after the step at hand; whoever still waits gets EngineClosed."""
+        with self._lock:
+            self._closed = True
+        self._wake.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise EngineClosed("The embedded model was closed; load it again to go on.")
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                self._wake.clear()
+                self._run_posts()
+                ticked = self._tick()
+                if not self._step_job() and not ticked:
+                    self._beat("idle")
+                    self._wake.wait()
+        finally:
+            self._fail_everything()
+
+    def _beat(self, doing: str) -> None:
+        self.doing, self.last_beat = doing, time.monotonic()
+
+    def _run_posts(self) -> None:
+        while self._posts:
+            self._posts.popleft()()
+
+    def _tick(self) -> bool:
+        """One tick of the sampler, if it has work; a failure fails all its requests."""
+        if self.sampler is None or not self.sampler.has_work:
+            return False
+        self._beat("sampling")
+        try:
+            self.sampler.tick()
+        except Exception as error:
+            self.sampler.fail_all(_as_engine_error("sampling", error))
+        return True
+
+    def _step_job(self) -> bool:
+        """Start the next job, or advance the one at hand; False if there is none."""
+        if self._job is None:
+            if not self._jobs:
+                return False
+            self._job = self._jobs.popleft()
+            if not self._job.future.set_running_or_notify_cancel():
+                self._job = None
+                return True
+        job = self._job
+        self._beat(job.name)
+        try:
+            done, result = _advance(job)
+        except Exception as error:
+            self._job = None
+            job.future.set_exception(_named_if_out_of_memory(job.name, error))
+        else:
+            if done:
+                self._job = None
+                job.future.set_result(result)
+        return True
+
+    def _fail_everything(self) -> None:
+        with self._lock:
+            self._closed = True
+        error = EngineClosed("The embedded model was closed while this call was waiting.")
+        self._run_posts()
+        if self.sampler is not None:
+            self.sampler.fail_all(error)
+        if self._job is not None:
+            if self._job.steps is not None:
+                self._job.steps.close()
+            self._job.future.set_exception(error)
+        for job in self._jobs:
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(error)
+        self._beat("closed")
+
+
+def _advance(job: _Job) -> tuple[bool, Any]:
+    """Call the verb, or take its next step: (whether it is done, its result)."""
+    if job.steps is None:
+        result = job.verb()
+        if not isinstance(result, Generator):
+            return True, result
+        job.steps = cast("Generator[None, None, Any]", result)
+    try:
+        next(job.steps)
+    except StopIteration as stop:
+        return True, stop.value
+    return False, None
+
+
+def _as_engine_error(doing: str, error: Exception) -> EngineError:
+    named = _named_if_out_of_memory(doing, error)
+    if isinstance(named, EngineError):
+        return named
+    result = EngineError(
+        f"The embedded model failed while {doing}: {type(error).__name__}: {error}"
+    )
+    result.__cause__ = error
+    return result
+
+
+def _named_if_out_of_memory(doing: str, error: Exception) -> Exception:
+    """An out-of-memory error as an EngineError that says what to lower; others unchanged."""
+    if not is_out_of_memory(error):
+        return error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    seen = str(error).partition("\n")[0]
+    result = EngineError(
+        f"Out of memory while {doing} ({seen}). Lower rollout.max_num_seqs, "
+        "rollout.kv_cache_tokens or rollout.max_model_len for sampling, "
+        "trainer_common.micro_batch_tokens or set trainer_common.gradient_checkpointing for "
+        "training, or take a smaller model."
+    )
+    result.__cause__ = error
+    return result
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("can't allocate memory" in text or "not enough memory" in text)
+    )
