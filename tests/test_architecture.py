@@ -29,8 +29,9 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# Two rooms of one floor that may see each other: one episode, and many.
-SAME_FLOOR = {("task_rollout", "task_runner"), ("job", "launcher")}
+# Two rooms of one floor where one may see the other: many episodes and one; a job and how it
+# is launched; losses, and the shapes of what they get and return (engine.protocol).
+SAME_FLOOR = {("task_rollout", "task_runner"), ("job", "launcher"), ("algorithm", "engine")}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from small_samples import sample
 
 from astuner.algorithm.aggregation import constant, episode_mean, token_mean
+
+from .small_samples import sample
 
 SAMPLES = [
     sample("a", [0, 1, 1]),  # episode a: 2 + 2 trained tokens in two timelines

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from small_samples import episode, group, sample
 
 from astuner.algorithm.advantages import dr_grpo, reinforce
 from astuner.algorithm.aggregation import token_mean
 from astuner.algorithm.assign import credit, teaches, weigh
+
+from .small_samples import episode, group, sample
 
 
 def test_one_reward_goes_to_every_trained_token_of_every_timeline() -> None:
