@@ -156,7 +156,10 @@ class Checkpoints:
         surplus = lasting[: -self.keep] if self.keep else []
         surplus += [p for p in upto if p not in lasting and p != upto[-1]]
         for path in surplus:
-            self._delete(path)
+            try:
+                self._delete(path)
+            except OSError as error:
+                log.warning("An old checkpoint cannot be deleted: %s", error)
 
     def _delete(self, path: Path) -> None:
         """Under another name first, so that a half-deleted one is never taken for whole."""
