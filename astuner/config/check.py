@@ -66,6 +66,7 @@ _AT_LEAST_ONE = [
     "debug.num_repeat",
     "trainer_common.total_epochs",
     "trainer_common.mini_batch_num",
+    "trainer_common.resume_freq",
     "trainer_common.micro_batch_tokens",
     "trainer_common.nnodes",
     "trainer_common.n_gpus_per_node",

@@ -23,6 +23,8 @@ from astuner.config import schema
 ROOT = "astuner"
 _NEAR = 0.6
 """How alike two names must be (0..1, difflib) to be offered as a correction."""
+_NEAR_ELSEWHERE = 0.75
+"""Likewise for a key of another section."""
 _TYPE_NAMES = {
     str: "text",
     int: "a whole number",
@@ -116,7 +118,7 @@ def nearest(name: str) -> str | None:
         likeness = _alike(leaf, known_leaf)
         if len(leaf) > 3 and leaf in known_leaf:
             likeness = max(likeness, 0.9)
-        if likeness >= _NEAR:
+        if likeness >= (_NEAR if section == known_section else _NEAR_ELSEWHERE):
             same = 0.3 * (section == known_section) + 0.2 * (leaf == known_leaf)
             near.append((likeness + _alike(name, known) + same, known))
     return max(near)[1] if near else None

@@ -8,11 +8,13 @@ user code, so whether a path exists is found out by whoever opens it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     GrammarParseError,
@@ -26,7 +28,7 @@ from astuner.config.loaded import COMMAND_LINE, DEFAULT, PYTHON, LoadedConfig, O
 from astuner.config.overrides import parse_override
 from astuner.config.readers import check_backbone, check_complete
 from astuner.config.schema import AstunerConfig, RootConfig
-from astuner.config.source import Dumper, Place, Source, read_yaml
+from astuner.config.source import Dumper, Place, Source, parse_value, read_yaml
 from astuner.errors import ConfigError
 
 __all__ = ["LoadedConfig", "check_backbone", "check_complete", "dump_config", "from_python"]
@@ -96,8 +98,6 @@ def dump_config(config: AstunerConfig, path: str | Path) -> None:
     and the reader's type). Loading the file gives an equal configuration; only an
     experiment name of "auto" becomes the file's stem. Raises ConfigError if it cannot be
     written."""
-    import yaml
-
     path = Path(path)
     tree: dict[str, Any] = {}
     for name, key in keys().items():
@@ -108,12 +108,19 @@ def dump_config(config: AstunerConfig, path: str | Path) -> None:
             for parent in parents:
                 section = section.setdefault(parent, {})
             section[leaf] = _escape(value)
-    text = yaml.dump({ROOT: tree}, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    text = _to_yaml({ROOT: tree})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"The configuration cannot be written to {path}: {error}.") from error
+
+
+def _to_yaml(tree: Mapping[str, Any]) -> str:
+    text = yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    if parse_value(text) == tree:
+        return text
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False)  # some control characters need escapes
 
 
 _ESSENTIAL = ("backbone", "model.path", "rollout.user_workflow", "task_reader.type")
@@ -232,7 +239,7 @@ def _resolve(build: _Build) -> None:
 def _escape(value: Any) -> Any:
     """Keep a literal `${` in a text from being taken for an interpolation."""
     if isinstance(value, str):
-        return value.replace("${", "\\${")
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # backslashes before it count in pairs
     if isinstance(value, dict):
         return {k: _escape(v) for k, v in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
