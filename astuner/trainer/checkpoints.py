@@ -24,6 +24,7 @@ from typing import Any
 from astuner.engine.protocol import Policy
 from astuner.errors import CheckpointError
 from astuner.trainer.seams import EvalResult
+from astuner.trainer.settings import TrainSettings
 from astuner.trainer.totals import Totals
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,24 @@ class Checkpoint:
     state: TrainerState
 
 
+def check_resumable(checkpoint: Checkpoint, settings: TrainSettings) -> str | None:
+    """Raises CheckpointError if the run cannot go on as these settings say; returns a
+    warning if it can, but not as it began."""
+    seed = checkpoint.state.seed
+    if seed != settings.seed:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained with seed {seed}, but the config says "
+            f"{settings.seed}: the order of tasks would change. Set seed: {seed}, or start a "
+            "new run."
+        )
+    if checkpoint.state.config_hash != settings.config_hash:
+        return (
+            f"The config is not the one {checkpoint.path.name} was trained with; the run goes "
+            "on with the new one."
+        )
+    return None
+
+
 class Checkpoints:
     """The checkpoints of one run, in one folder. One process writes there at a time."""
 
@@ -90,7 +109,7 @@ class Checkpoints:
             (unfinished / STATE_FILE).write_text(state.to_json())
             await asyncio.to_thread(_flush, unfinished)
             self._put_in_place(unfinished, self.folder / name)
-        self._delete_old(state.step)
+        await asyncio.to_thread(self._delete_old, state.step)
         return self.folder / name
 
     def latest(self) -> Checkpoint | None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from astuner.engine.protocol import Policy
 from astuner.errors import AstunerError, CheckpointError, ConfigError
 from astuner.trainer.batch import Batch, account, make_batch, num_teaching
-from astuner.trainer.checkpoints import Checkpoint, Checkpoints, TrainerState
+from astuner.trainer.checkpoints import Checkpoint, Checkpoints, TrainerState, check_resumable
 from astuner.trainer.metrics import batch_metrics, episode_metrics, update_metrics
 from astuner.trainer.seams import (
     EpisodeSink,
@@ -222,7 +222,7 @@ class _Loop:
     def _report(self, batch: Batch, metrics: dict[str, float], spent: Totals) -> None:
         """`seconds/checkpoint` is of the checkpoint before this step."""
         step, seconds = self.state.step, spent.train_seconds
-        metrics |= {f"seconds/{stage}": spent for stage, spent in self.seconds.items()}
+        metrics |= {f"seconds/{stage}": taken for stage, taken in self.seconds.items()}
         metrics["seconds/step"] = seconds
         metrics["tokens/sampled"] = float(spent.tokens_sampled)
         metrics["speed/sampled_tokens_per_second"] = spent.tokens_sampled / max(seconds, 1e-9)
@@ -303,21 +303,3 @@ class _Loop:
         finally:
             spent = time.monotonic() - started
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
-
-
-def check_resumable(checkpoint: Checkpoint, settings: TrainSettings) -> str | None:
-    """Raises CheckpointError if the run cannot go on as these settings say; returns a
-    warning if it can, but not as it began."""
-    seed = checkpoint.state.seed
-    if seed != settings.seed:
-        raise CheckpointError(
-            f"{checkpoint.path} was trained with seed {seed}, but the config says "
-            f"{settings.seed}: the order of tasks would change. Set seed: {seed}, or start a "
-            "new run."
-        )
-    if checkpoint.state.config_hash != settings.config_hash:
-        return (
-            f"The config is not the one {checkpoint.path.name} was trained with; the run goes "
-            "on with the new one."
-        )
-    return None

@@ -1,8 +1,8 @@
 """What is logged after a step, as one flat dict of numbers.
 
-Names are `section/name`: reward, episodes, groups, tokens, timelines, reply, policy,
-loss, staleness, seconds, speed, and `user/` for what workflows log themselves. A mean
-of nothing is left out rather than logged as zero.
+Names are `section/name`: reward, episodes, groups, tokens, timelines, reply, policy
+(what the update measured), staleness, and `user/` for what workflows log themselves;
+the loop adds seconds, speed and total. A mean of nothing is left out, not logged as 0.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from astuner.trainer.batch import MASKED, Batch
 from astuner.trainer.update import Update
@@ -56,13 +57,15 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
 
 def update_metrics(update: Update, samples: Sequence[Sample], version: int) -> dict[str, float]:
     """Loss, gradient, how far trainer and sampler are apart, and how stale the tokens are."""
-    metrics = {
+    sampled = np.concatenate([s.logprobs[s.loss_mask] for s in samples])
+    metrics = {"policy/entropy": float(-sampled.mean())}  # unless the policy measures it
+    metrics |= {f"policy/{name}": value for name, value in update.metrics.items()}
+    metrics |= {
         "policy/loss": update.loss,
         "policy/grad_norm": update.grad_norm,
         "policy/lr": update.lr,
     }
-    metrics |= {f"loss/{name}": value for name, value in update.metrics.items()}
-    return metrics | _sampler_metrics(update, samples) | staleness(samples, version)
+    return metrics | _sampler_gap(update, samples, sampled) | staleness(samples, version)
 
 
 def staleness(samples: Sequence[Sample], version: int) -> dict[str, float]:
@@ -77,17 +80,17 @@ def staleness(samples: Sequence[Sample], version: int) -> dict[str, float]:
     return metrics
 
 
-def _sampler_metrics(update: Update, samples: Sequence[Sample]) -> dict[str, float]:
-    """KL(sampler || trainer) by Schulman's k3, and the sampler's entropy by its own tokens."""
-    sampled = np.concatenate([s.logprobs[s.loss_mask] for s in samples])
-    trained = np.concatenate(
+def _sampler_gap(
+    update: Update, samples: Sequence[Sample], sampled_N: NDArray[np.float32]
+) -> dict[str, float]:
+    """KL(sampler || trainer) at the start of the step by Schulman's k3, and the worst token."""
+    trained_N = np.concatenate(
         [logprobs[s.loss_mask] for logprobs, s in zip(update.logprobs, samples, strict=True)]
     )
-    gap = (trained - sampled).clip(-20, 20).astype(np.float64)
+    gap_N = (trained_N - sampled_N).clip(-20, 20).astype(np.float64)
     return {
-        "policy/sampler_kl": float((np.exp(gap) - 1 - gap).mean()),
-        "policy/sampler_gap_max": float(np.abs(gap).max()),
-        "policy/entropy": float(-sampled.mean()),
+        "policy/sampler_kl": float((np.exp(gap_N) - 1 - gap_N).mean()),
+        "policy/sampler_gap_max": float(np.abs(gap_N).max()),
     }
 
 

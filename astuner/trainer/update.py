@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from astuner.engine.protocol import AdamParams, ForwardBackwardResult, LossSpec, Policy
 from astuner.types import Sample
 
-COUNTS = ("packed_tokens", "sample_tokens")
-"""Metrics of the policy that are counts, summed over mini-batches; others are means."""
+COUNTS = ("packed_tokens", "sample_tokens", "trained_tokens", "micro_batches")
+"""Metrics of a policy that are counts, summed over mini-batches; others are means."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,9 +76,15 @@ def test_sampler_kl_and_staleness() -> None:
     assert metrics["policy/sampler_kl"] == pytest.approx(math.exp(-1) / 2)
     assert metrics["policy/sampler_gap_max"] == 1.0
     assert metrics["policy/entropy"] == 1.0
-    assert metrics["loss/ratio"] == 1.0
+    assert metrics["policy/ratio"] == 1.0
     assert (metrics["policy/loss"], metrics["policy/grad_norm"]) == (0.5, 2.0)
     assert (metrics["staleness/mean"], metrics["staleness/lag_1"]) == (1.0, 1.0)
+
+
+def test_an_entropy_that_the_policy_measured_is_taken() -> None:
+    s = sample(call("a", [1]), "g")
+    update = Update(0.5, 2.0, 1e-3, (np.zeros(2, np.float32),), {"entropy": 3.0})
+    assert update_metrics(update, [s], version=0)["policy/entropy"] == 3.0
 
 
 def test_staleness_histogram_counts_trained_tokens() -> None:
