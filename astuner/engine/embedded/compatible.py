@@ -52,9 +52,7 @@ def check_config(config: Any, path: Path) -> None:
     """Raise ModelError if the model's attention is not plain causal attention."""
     context = config.max_position_embeddings
     if reason := _unsupported_layers(config, context):
-        raise ModelError(
-            f"The embedded engine cannot run the model in {path}: {reason}. {_WAY_OUT}"
-        )
+        raise _refusal(path, reason)
 
 
 def check_model(model: nn.Module, path: Path) -> None:
@@ -65,9 +63,7 @@ def check_model(model: nn.Module, path: Path) -> None:
     elif any(name.endswith("sinks") for name, _ in model.named_parameters()):
         reason = "it has attention sinks"
     if reason:
-        raise ModelError(
-            f"The embedded engine cannot run the model in {path}: {reason}. {_WAY_OUT}"
-        )
+        raise _refusal(path, reason)
 
 
 def _refusal(path: Path, reason: str) -> ModelError:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,8 +22,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from astuner.engine.embedded.compatible import (
     check_config,
@@ -56,7 +60,17 @@ class States(Protocol):
         """Name -> parameter, in a fixed order."""
         ...
 
-    def publish(self) -> None: ...
+    def publish(self) -> None:
+        """Copy the trained weights over the published ones."""
+        ...
+
+    def checkpoint_activations(self) -> None:
+        """From now on, trade time for memory while training."""
+        ...
+
+    def save(self, folder: Path, masters: Mapping[str, Tensor]) -> None:
+        """Write the trained weights in the form other tools load."""
+        ...
 
 
 class Weights:
@@ -174,6 +188,7 @@ class _Lora:
         self._trained = {n: p for n, p in named.items() if ".trained." in n}
         self._published = [named[n.replace(".trained.", ".published.")] for n in self._trained]
         self._active: State | None = None
+        self._checkpointing: list[nn.Module] = []
         self.publish()
 
     def select(self, state: State) -> nn.Module:
@@ -182,7 +197,9 @@ class _Lora:
         if state != self._active:
             chosen = {"_disable_adapters": state == "reference", "_active_adapter": [state]}
             for layer in self._layers:
-                layer.__dict__.update(chosen)
+                vars(layer).update(chosen)
+            for layer in self._checkpointing:
+                layer.training = state == "trained"
             self._active = state
         return self._model
 
@@ -193,6 +210,25 @@ class _Lora:
     def publish(self) -> None:
         for target, source in zip(self._published, self._trained.values(), strict=True):
             target.copy_(source)
+
+    def checkpoint_activations(self) -> None:
+        self._checkpointing = _checkpointing_layers(self._model)
+
+    def save(self, folder: Path, masters: Mapping[str, Tensor]) -> None:
+        """PEFT's files, with the fp32 masters as values."""
+        config = copy.copy(self.peft.peft_config["trained"])
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        save_file(
+            {peft_name(name): value.contiguous().cpu() for name, value in masters.items()},
+            folder / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
+
+
+def peft_name(name: str) -> str:
+    """A parameter's name in a PEFT file, which does not say which adapter it was."""
+    return "base_model.model." + name.replace(".trained.", ".")
 
 
 def _two_adapters(model: nn.Module, config: LoraConfig, seed: int) -> PeftModel:
@@ -239,3 +275,24 @@ class _Full:
         published: Mapping[str, nn.Parameter] = dict(self._models["published"].named_parameters())
         for name, source in self.trained().items():
             published[name].copy_(source)
+
+    def checkpoint_activations(self) -> None:
+        for layer in _checkpointing_layers(self._models["trained"]):
+            layer.training = True
+
+    def save(self, folder: Path, masters: Mapping[str, Tensor]) -> None:
+        """A transformers folder in the compute dtype; the masters go to the optimizer's file."""
+        model: Any = self._models["trained"]
+        model.save_pretrained(folder)
+
+
+def _checkpointing_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers, prepared so that they recompute their activations while `training` is
+    set on them (on them alone: their dropouts stay off)."""
+    layers: list[nn.Module] = [
+        m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)
+    ]
+    recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    for layer in layers:
+        vars(layer).update(gradient_checkpointing=True, _gradient_checkpointing_func=recompute)
+    return layers

@@ -1,0 +1,255 @@
+"""Forward, backward and optimizer step over packed rows of samples.
+
+The long verbs are generators that yield after every micro-batch, outside of any
+context of `Weights`, so that the device thread can decode in between; their result
+is the generator's return value. The loss and KL functions are injected by name:
+nothing here knows which algorithm runs. Everything runs on the device thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from astuner.engine.embedded import checkpoint, packed
+from astuner.engine.embedded.logprobs import token_logprobs
+from astuner.engine.embedded.masters import Masters
+from astuner.engine.embedded.metrics import TokenMeans
+from astuner.engine.embedded.packing import Row, pack
+from astuner.engine.embedded.tree_plan import TreePlan
+from astuner.engine.embedded.weights import Weights
+from astuner.engine.protocol import (
+    AdamParams,
+    ForwardBackwardResult,
+    LossFn,
+    LossInput,
+    LossSpec,
+)
+from astuner.errors import EngineError
+from astuner.types import Sample
+
+KlFn = Callable[[Tensor, Tensor], Tensor]
+"""`(logprobs, reference_logprobs) -> [N]`, differentiable in the first."""
+
+Floats = NDArray[np.float32]
+
+
+class Learner:
+    """The training half of the embedded model.
+
+    `micro_batch_tokens` bounds the nodes of one row (see `packing.pack`), and with it
+    memory; it never changes the gradient beyond rounding.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        losses: Callable[[str], LossFn],
+        kls: Callable[[str], KlFn],
+        *,
+        micro_batch_tokens: int,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self._weights = weights
+        self._losses = losses
+        self._kls = kls
+        self._budget = micro_batch_tokens
+        self._masters = Masters(weights.states.trained())
+        if gradient_checkpointing:
+            weights.states.checkpoint_activations()
+
+    # ------------------------------------------------------------ verbs
+
+    def forward(
+        self, samples: Sequence[Sample], *, temperature: float = 1.0
+    ) -> Generator[None, None, tuple[Floats, ...]]:
+        """Logprobs [T] of each sample's trained tokens, 0 elsewhere, under the trained
+        weights."""
+        logprobs = _blank(samples)
+        for row in pack(samples, self._budget):
+            with self._weights.training() as model, torch.no_grad():
+                logprobs_N, _ = self._row_logprobs(model, row, temperature)
+            _scatter(logprobs_N, row, samples, logprobs)
+            yield
+        return tuple(logprobs)
+
+    def forward_backward(
+        self, samples: Sequence[Sample], loss: LossSpec
+    ) -> Generator[None, None, ForwardBackwardResult]:
+        """Add the gradient of the loss over these samples to what is there.
+
+        Raises EngineError, naming the sample, when a sample has no advantages or weights
+        (before anything is computed), or when a loss is not finite (nothing of that
+        micro-batch is kept).
+        """
+        _check(samples)
+        logprobs, means, total_loss = _blank(samples), TokenMeans(), 0.0
+        rows = pack(samples, self._budget)
+        for row in rows:
+            loss_value, logprobs_N = self._micro_batch(row, samples, loss, means)
+            total_loss += loss_value
+            _scatter(logprobs_N, row, samples, logprobs)
+            yield
+        metrics = means.result() | {
+            "packed_tokens": float(sum(len(r.ids_T) for r in rows)),
+            "sample_tokens": float(sum(len(samples[i].token_ids) for r in rows for i in r.samples)),
+            "trained_tokens": float(sum(len(r.targets_N) for r in rows)),
+            "micro_batches": float(len(rows)),
+        }
+        return ForwardBackwardResult(total_loss, tuple(logprobs), metrics)
+
+    def optim_step(self, params: AdamParams) -> dict[str, float]:
+        """Apply and clear the gradient: `grad_norm` (before clipping) and `lr`.
+
+        Without a gradient since the last step nothing is changed, not even the moments:
+        then `skipped` is 1. Raises EngineError when the gradient is not finite.
+        """
+        if not self._masters.pending:
+            return {"grad_norm": 0.0, "lr": params.lr, "skipped": 1.0}
+        return {"grad_norm": self._masters.step(params), "lr": params.lr, "skipped": 0.0}
+
+    def save(self, path: Path, *, optimizer: bool) -> None:
+        """Write the trained weights (and all that a resume needs) into the folder `path`.
+
+        Raises CheckpointError; a file under its final name is always whole.
+        """
+        checkpoint.save(path, self._weights, self._masters, optimizer=optimizer)
+
+    def load(self, path: Path, *, optimizer: bool) -> None:
+        """Read what `save` wrote, drop any gradient, and publish. With `optimizer` the
+        version is the saved one; otherwise it counts on."""
+        checkpoint.load(path, self._weights, self._masters, optimizer=optimizer)
+
+    # ------------------------------------------------------------ one micro-batch
+
+    def _micro_batch(
+        self, row: Row, samples: Sequence[Sample], spec: LossSpec, means: TokenMeans
+    ) -> tuple[float, Tensor]:
+        """Forward, loss and backward of one row; its loss and its logprobs [N]."""
+        reference_N = self._reference(row, spec)
+        with self._weights.training() as model:
+            logprobs_N, entropy_R = self._row_logprobs(model, row, spec.temperature)
+            inputs = _loss_input(logprobs_N, reference_N, row, samples)
+            output = self._losses(spec.name)(inputs, **spec.params)
+            loss = output.loss
+            metrics = dict(output.metrics)
+            if reference_N is not None:
+                kl_N = self._kls(spec.kl_type)(logprobs_N, reference_N)
+                loss = loss + spec.kl_coef * (inputs.weights * kl_N).sum()
+                metrics["reference_kl"] = kl_N.detach()
+            value = float(loss.detach())
+            if not np.isfinite(value):
+                raise _non_finite(value, inputs, row, samples, spec)
+            torch.autograd.backward(loss)
+            self._masters.collect()
+        entropy_N = entropy_R[self._to_device(row.source_N)]
+        means.add(metrics | _sampler_gap(inputs) | {"entropy": entropy_N})
+        return value, logprobs_N.detach()
+
+    def _reference(self, row: Row, spec: LossSpec) -> Tensor | None:
+        if spec.kl_coef <= 0:
+            return None
+        with self._weights.reference() as model:
+            return self._row_logprobs(model, row, spec.temperature)[0]
+
+    def _row_logprobs(
+        self, model: nn.Module, row: Row, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Logprobs [N] of the row's trained tokens, and entropies [R]."""
+        plan = TreePlan(row.ends_T, device=self._weights.device, dtype=self._weights.dtype)
+        to = self._to_device
+        logits_RV = packed.forward(
+            model, to(row.ids_T), to(row.positions_T), plan, to(row.sources_R)
+        )
+        return token_logprobs(logits_RV, to(row.source_N), to(row.targets_N), temperature)
+
+    def _to_device(self, array: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(self._weights.device)
+
+
+# ---------------------------------------------------------------- samples and tensors
+
+
+def _check(samples: Sequence[Sample]) -> None:
+    for sample in samples:
+        missing = [n for n in ("advantages", "weights") if getattr(sample, n) is None]
+        if missing:
+            raise EngineError(
+                f"Sample {sample.sample_id!r} has no {' and no '.join(missing)}: the trainer "
+                "must set them before forward_backward."
+            )
+
+
+def _blank(samples: Sequence[Sample]) -> list[Floats]:
+    return [np.zeros(len(s.token_ids), np.float32) for s in samples]
+
+
+def _scatter(
+    logprobs_N: Tensor, row: Row, samples: Sequence[Sample], into: Sequence[Floats]
+) -> None:
+    values = logprobs_N.float().cpu().numpy()
+    start = 0
+    for index in row.samples:
+        mask = samples[index].loss_mask
+        stop = start + int(mask.sum())
+        into[index][mask] = values[start:stop]
+        start = stop
+
+
+def _loss_input(
+    logprobs_N: Tensor, reference_N: Tensor | None, row: Row, samples: Sequence[Sample]
+) -> LossInput:
+    chosen = [samples[i] for i in row.samples]
+    current = logprobs_N.detach().cpu().numpy()
+
+    def flat(parts: Sequence[Floats | None]) -> Tensor:
+        """One array [T] a sample to [N]; the current logprobs stand in where there is none."""
+        values = [
+            current[row.segments_N == k] if a is None else a[s.loss_mask]
+            for k, (a, s) in enumerate(zip(parts, chosen, strict=True))
+        ]
+        return torch.from_numpy(np.concatenate(values, dtype=np.float32)).to(logprobs_N.device)
+
+    return LossInput(
+        logprobs=logprobs_N,
+        behaviour_logprobs=flat([s.logprobs for s in chosen]),
+        proximal_logprobs=flat([s.proximal_logprobs for s in chosen]),
+        reference_logprobs=reference_N,
+        advantages=flat([s.advantages for s in chosen]),
+        weights=flat([s.weights for s in chosen]),
+        segments=torch.from_numpy(row.segments_N).to(logprobs_N.device),
+        num_segments=len(chosen),
+    )
+
+
+def _sampler_gap(inputs: LossInput) -> dict[str, Tensor]:
+    """How far the trainer's logprobs are from those the tokens were sampled with: their
+    mean distance, and KL(sampler || trainer) by Schulman's k3."""
+    gap_N = (inputs.logprobs.detach() - inputs.behaviour_logprobs).clamp(-20, 20)
+    return {"logprob_gap": gap_N.abs(), "sampler_kl": gap_N.exp() - 1 - gap_N}
+
+
+def _non_finite(
+    value: float, inputs: LossInput, row: Row, samples: Sequence[Sample], spec: LossSpec
+) -> EngineError:
+    for name in ("behaviour_logprobs", "advantages", "weights", "logprobs", "reference_logprobs"):
+        tensor: Tensor | None = getattr(inputs, name)
+        if tensor is None or bool(tensor.isfinite().all()):
+            continue
+        bad = int((~tensor.isfinite()).nonzero()[0])
+        sample = samples[int(row.samples[row.segments_N[bad]])]
+        return EngineError(
+            f"The loss is {value}: sample {sample.sample_id!r} (episode {sample.episode_id!r}) "
+            f"has {name} {float(tensor[bad])}. Nothing of its micro-batch was added to the "
+            "gradient; leave the sample out or lower the learning rate."
+        )
+    names = [samples[i].sample_id for i in row.samples]
+    return EngineError(
+        f"The loss function {spec.name!r} with {dict(spec.params)} gave {value} from finite "
+        f"inputs, on the samples {names}. Nothing of them was added to the gradient."
+    )

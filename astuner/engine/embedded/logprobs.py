@@ -1,0 +1,66 @@
+"""Log-probabilities of chosen tokens, with a gradient and in bounded memory.
+
+A float32 softmax over the whole vocabulary is several times larger than the logits
+themselves; here it exists for a few hundred rows at a time, forward and backward.
+Several tokens may be read from one row of logits (repeats that part ways there).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 24
+"""Float32 numbers of one chunk: 64 MiB."""
+
+
+def token_logprobs(
+    logits_RV: Tensor, rows_N: Tensor, targets_N: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """log softmax(logits / temperature) at (rows_N, targets_N), float32 [N], and the
+    entropy of each row in nats, float32 [R], without a gradient."""
+    return _TokenLogprobs.apply(logits_RV, rows_N, targets_N, temperature)  # pyright: ignore
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits_RV: Tensor, rows_N: Tensor, targets_N: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        normalisers: list[Tensor] = []
+        entropies: list[Tensor] = []
+        for chunk in _chunks(logits_RV):
+            scaled = chunk.float().div_(temperature)
+            normaliser = scaled.logsumexp(-1)
+            scaled -= normaliser[:, None]
+            entropies.append(-(scaled.exp() * scaled.clamp_(min=-1e4)).sum(-1))
+            normalisers.append(normaliser)
+        normaliser_R = torch.cat(normalisers)
+        ctx.save_for_backward(logits_RV, rows_N, targets_N, normaliser_R)
+        ctx.temperature = temperature
+        chosen_N = logits_RV[rows_N, targets_N].float() / temperature
+        entropy_R = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy_R)
+        return chosen_N - normaliser_R[rows_N], entropy_R
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """d logprob / d logits = (one-hot - softmax) / temperature."""
+        logits_RV, rows_N, targets_N, normaliser_R = ctx.saved_tensors
+        gradient_N = grads[0] / ctx.temperature
+        total_R = torch.zeros_like(normaliser_R).index_add_(0, rows_N, gradient_N)
+        out_RV = torch.empty_like(logits_RV)
+        start = 0
+        for chunk, out in zip(_chunks(logits_RV), _chunks(out_RV), strict=True):
+            part = slice(start, start + len(chunk))
+            softmax = chunk.float().div_(ctx.temperature).sub_(normaliser_R[part, None]).exp_()
+            out.copy_(softmax.mul_(-total_R[part, None]))
+            start = part.stop
+        out_RV.index_put_((rows_N, targets_N), gradient_N.to(out_RV.dtype), accumulate=True)
+        return out_RV, None, None, None
+
+
+def _chunks(rows_RV: Tensor) -> tuple[Tensor, ...]:
+    return rows_RV.split(max(1, CHUNK_ELEMENTS // rows_RV.shape[-1]))
