@@ -1,0 +1,168 @@
+"""The proxy on a socket: uvicorn in a daemon thread of its own, on loopback by default.
+
+`TunerServer` answers with an engine and a codec; `relay.RelayServer` passes on to
+another endpoint. Both open sessions, and both are also reached in process through
+`app`, for which nothing need be started.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+import time
+from typing import Self
+
+from starlette.applications import Starlette
+
+from astuner.chat.protocol import ChatCodec
+from astuner.engine.protocol import Engine
+from astuner.errors import AstunerError, ConfigError
+from astuner.model_tuner.app import build_app
+from astuner.model_tuner.chat_completions import ChatCompletions
+from astuner.model_tuner.completions import Completions
+from astuner.model_tuner.serving import Serving
+from astuner.model_tuner.session import Session, SessionBook, SessionSpec
+
+START_SECONDS = 30.0
+KEEP_ALIVE_SECONDS = 120
+"""Longer than a tool call usually takes, so that agents keep their connection."""
+
+
+class ProxyServer:
+    """Sessions and an app, and the socket they are reached at once `start` was called."""
+
+    def __init__(
+        self,
+        app: Starlette,
+        sessions: SessionBook,
+        *,
+        model_name: str,
+        host: str,
+        port: int,
+        call_timeout: float,
+        max_context: int,
+    ) -> None:
+        self.app = app
+        self.sessions = sessions
+        self.model_name = model_name
+        self.call_timeout = call_timeout
+        self.max_context = max_context
+        self._host = host
+        self._port = port
+        self._listening: _Listening | None = None
+
+    def open_session(self, spec: SessionSpec) -> Session:
+        """A new episode's session. Close it, or its keys live as long as the server."""
+        return self.sessions.open(spec, self)
+
+    @property
+    def base_url(self) -> str:
+        """For OpenAI clients, e.g. "http://127.0.0.1:41234/v1"."""
+        if self._listening is None:
+            raise AstunerError("The proxy is not started: call start() before using its base_url.")
+        return self._listening.base_url
+
+    def start(self) -> Self:
+        """Listen. Raises ConfigError when the address cannot be had."""
+        if self._listening is None:
+            self._listening = _Listening(self.app, self._host, self._port)
+        return self
+
+    def close(self) -> None:
+        """End all sessions and stop listening."""
+        for session in self.sessions.sessions:
+            session.close()
+        if self._listening is not None:
+            self._listening.stop()
+            self._listening = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class TunerServer(ProxyServer):
+    """The proxy in front of an engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        codec: ChatCodec,
+        *,
+        model_name: str = "astuner",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        call_timeout: float = 300.0,
+    ) -> None:
+        """`port` 0 takes a free one; `call_timeout` is in seconds."""
+        sessions = SessionBook()
+        serving = Serving(engine, codec, model_name, sessions, call_timeout)
+        app = build_app(ChatCompletions(serving), Completions(serving), sessions, model_name)
+        super().__init__(
+            app,
+            sessions,
+            model_name=model_name,
+            host=host,
+            port=port,
+            call_timeout=call_timeout,
+            max_context=engine.max_context,
+        )
+
+
+class _Listening:
+    """A running uvicorn."""
+
+    def __init__(self, app: Starlette, host: str, port: int) -> None:
+        import uvicorn
+
+        bound = _bind(host, port)
+        # A server bound to every interface is reached at loopback from here.
+        name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        bracketed = f"[{name}]" if ":" in name else name
+        self.base_url = f"http://{bracketed}:{bound.getsockname()[1]}/v1"
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([bound],), name="astuner-proxy", daemon=True
+        )
+        self._thread.start()
+        self._wait()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise AstunerError(f"The proxy did not start listening at {self.base_url}.")
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(timeout=5.0)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"model_tuner.port: {host}:{port} is already in use by another program. "
+                "Stop that program, choose another port, or set model_tuner.port=0 for a free one."
+            ) from error
+        raise ConfigError(
+            f"model_tuner.host: cannot listen at {host}:{port} ({error.strerror or error}). "
+            "Set model_tuner.host=127.0.0.1 and model_tuner.port=0."
+        ) from error

@@ -1,0 +1,126 @@
+"""What a workflow is handed: three ways to call the model that is being tuned.
+
+A base URL with a key for any framework, the openai SDK's own client, and
+AgentScope's own model object. All of them lead to the same recorded calls; which
+agent is speaking, and whether it is trained, is in the key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
+
+from astuner.model_tuner.session import Session
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAI
+
+IN_PROCESS_URL = "http://astuner.in-process/v1"
+GRACE_SECONDS = 30.0
+"""Clients wait this much longer than the proxy, so that its error reaches them."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIEndpoint:
+    """What an OpenAI-compatible client needs."""
+
+    base_url: str
+    api_key: str
+    model: str
+
+
+class ModelTuner:
+    """The model under tuning, as one episode's workflow sees it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def episode_id(self) -> str:
+        return self._session.spec.episode_id
+
+    @property
+    def model_name(self) -> str:
+        return self._session.server.model_name
+
+    def as_oai_baseurl_apikey(
+        self, agent_name: str = "default", target_tag: str = "default"
+    ) -> OpenAIEndpoint:
+        """`.base_url`, `.api_key` and `.model` for any OpenAI-compatible client.
+
+        `target_tag` is matched with the workflow's `trainable_targets`. The same
+        arguments give the same key, which dies with the episode."""
+        agent = self._session.agent(agent_name, target_tag)
+        return OpenAIEndpoint(self._session.server.base_url, agent.api_key, self.model_name)
+
+    @overload
+    def as_raw_openai_sdk_client(
+        self,
+        agent_name: str = "default",
+        target_tag: str = "default",
+        *,
+        sync: Literal[False] = False,
+    ) -> AsyncOpenAI: ...
+
+    @overload
+    def as_raw_openai_sdk_client(
+        self, agent_name: str = "default", target_tag: str = "default", *, sync: Literal[True]
+    ) -> OpenAI: ...
+
+    def as_raw_openai_sdk_client(
+        self, agent_name: str = "default", target_tag: str = "default", *, sync: bool = False
+    ) -> AsyncOpenAI | OpenAI:
+        """The openai SDK's client: async ones call the proxy in process, without a
+        socket; sync ones over loopback. They do not retry: what fails here is counted
+        and retried by the run."""
+        import openai
+
+        if sync:
+            endpoint = self.as_oai_baseurl_apikey(agent_name, target_tag)
+            return openai.OpenAI(
+                base_url=endpoint.base_url,
+                api_key=endpoint.api_key,
+                max_retries=0,
+                timeout=self._session.server.call_timeout + GRACE_SECONDS,
+            )
+        import httpx
+
+        from astuner.model_tuner.in_process import InProcessTransport
+
+        # The SDK takes httpx clients, though the type it names is its successor's.
+        client = httpx.AsyncClient(transport=InProcessTransport(self._session.server.app))
+        return openai.AsyncOpenAI(
+            base_url=IN_PROCESS_URL,
+            api_key=self._session.agent(agent_name, target_tag).api_key,
+            max_retries=0,
+            http_client=cast(Any, client),
+        )
+
+    def as_agentscope_model(
+        self,
+        agent_name: str = "default",
+        target_tag: str = "default",
+        debug_model: Any = None,
+        *,
+        stream: bool = False,
+    ) -> Any:
+        """AgentScope's own OpenAIChatModel (1.0.x or 2.x, whichever is installed).
+
+        `debug_model` is returned instead for a target that is not trained, e.g. a strong
+        model that plays the user. Raises MissingDependency without AgentScope."""
+        if debug_model is not None and not self.is_trainable(target_tag):
+            return debug_model
+        from astuner.model_tuner.agentscope_model import agentscope_model
+
+        server = self._session.server
+        return agentscope_model(
+            self.as_oai_baseurl_apikey(agent_name, target_tag),
+            stream=stream,
+            timeout=server.call_timeout + GRACE_SECONDS,
+            context_size=server.max_context,
+        )
+
+    def is_trainable(self, target_tag: str) -> bool:
+        """Whether calls of this target are trained."""
+        targets = self._session.spec.trainable_targets
+        return targets is None or target_tag in targets
