@@ -12,12 +12,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from astuner.model_tuner import SessionSampling
 from astuner.task_rollout.fail_fast import FailFast
 from astuner.task_rollout.naming import Place, derive_seed, episode_id, validation_group_id
 from astuner.types import Episode, Group, Task, WorkflowTask
+
+if TYPE_CHECKING:
+    from astuner.model_tuner import SessionSampling
 
 T = TypeVar("T")
 

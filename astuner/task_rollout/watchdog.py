@@ -23,11 +23,21 @@ SHOWN = 3
 class Live(Protocol):
     """An unfinished episode; `task_runner.live.LiveEpisode` is one."""
 
-    episode_id: str
-    task_id: str
-    waiting_for: str
-    since: float
-    where: Callable[[], str]
+    @property
+    def episode_id(self) -> str: ...
+    @property
+    def task_id(self) -> str: ...
+    @property
+    def waiting_for(self) -> str: ...
+    @property
+    def since(self) -> float:
+        """`time.monotonic()` when it began to wait."""
+        ...
+
+    @property
+    def where(self) -> Callable[[], str]:
+        """Gives the user's lines it stands at."""
+        ...
 
 
 class Watchdog:

@@ -7,19 +7,24 @@ decided here beyond whose fault it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from astuner.task_runner.stacks import raised_at, user_traceback
 from astuner.types import Failure, FailureKind
 
+if TYPE_CHECKING:
+    from astuner.model_tuner.session import Problem
 
-def workflow_raised(name: str, error: BaseException, engine_problems: Sequence[object]) -> Failure:
-    """`execute` raised; it is the engine's failure if the engine failed it."""
+
+def workflow_raised(name: str, error: BaseException, problems: Sequence[Problem]) -> Failure:
+    """`execute` raised: the engine's failure if the engine failed one of its calls."""
     at = f" at {place}" if (place := raised_at(error)) else ""
     message = f"{name} raised {type(error).__name__}{at}: {error}"
-    if engine_problems:
+    infrastructure = [p for p in problems if p.kind is not FailureKind.WORKFLOW]
+    if infrastructure:
         return Failure(
             FailureKind.ENGINE,
-            f"The engine failed: {engine_problems[-1]}. Then {message}",
+            f"The engine failed a call: {infrastructure[-1].message} Then {message}",
             user_traceback(error),
             retriable=True,
         )

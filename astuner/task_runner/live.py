@@ -12,18 +12,26 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class LiveEpisode:
-    """What an unfinished episode is waiting for."""
+    """One unfinished episode."""
 
     episode_id: str
     task_id: str
-    waiting_for: str
-    since: float
-    """`time.monotonic()` when this wait began."""
+    calls_in_flight: Callable[[], int] = field(default=lambda: 0)
+    """LLM calls that are being answered now."""
+    stage: str = "the workflow"
+    since: float = field(default_factory=time.monotonic)
+    """`time.monotonic()` when this stage began."""
     where: Callable[[], str] = field(default=lambda: "")
     """The user's lines it stands at."""
 
-    def wait_for(self, what: str) -> None:
-        self.waiting_for, self.since = what, time.monotonic()
+    @property
+    def waiting_for(self) -> str:
+        """What it waits for, in words."""
+        calls = self.calls_in_flight()
+        return f"{self.stage} ({calls} LLM calls in flight)" if calls else self.stage
+
+    def enter(self, stage: str) -> None:
+        self.stage, self.since = stage, time.monotonic()
 
     def watch(self, where: Callable[[], str]) -> None:
         self.where = where

@@ -11,14 +11,13 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from astuner.context_tracker import build_samples
-from astuner.model_tuner import ModelTuner, SessionSampling, SessionSpec
+from astuner.model_tuner.session import Problem, SessionSampling, SessionSpec
 from astuner.task_judge import Judge
 from astuner.task_runner.failures import overdue, workflow_raised, wrong_type
 from astuner.task_runner.judging import Judging
@@ -26,7 +25,10 @@ from astuner.task_runner.live import LiveEpisode
 from astuner.task_runner.loop_thread import Ended, LoopThread, Running, Work, run_here
 from astuner.task_runner.rewards import Score, bad_reward, own_score
 from astuner.task_runner.workflow import Workflow, check_workflow, declared_targets
-from astuner.types import Call, Episode, Failure, WorkflowOutput, WorkflowTask
+from astuner.types import Call, Episode, Failure, Sample, WorkflowOutput, WorkflowTask
+
+if TYPE_CHECKING:
+    from astuner.model_tuner import ModelTuner
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +39,12 @@ class Session(Protocol):
     @property
     def calls(self) -> Sequence[Call]: ...
     @property
-    def problems(self) -> Sequence[object]:
-        """The engine's failures that calls of this session met."""
+    def problems(self) -> Sequence[Problem]:
+        """Errors that clients were told, oldest first."""
         ...
+
+    @property
+    def in_flight(self) -> int: ...
 
     @property
     def tuner(self) -> ModelTuner: ...
@@ -94,8 +99,7 @@ class EpisodeRunner:
         )
         self._live: dict[str, LiveEpisode] = {}
         self._left_behind: list[LoopThread] = []
-        self.counters: Counter[str] = Counter()
-        """`episodes_without_calls`, `threads_left_behind`: since the start of the run."""
+        self._warned = False
 
     @property
     def live(self) -> tuple[LiveEpisode, ...]:
@@ -127,7 +131,7 @@ class EpisodeRunner:
         """
         started_at = time.time()
         session = self._server.open_session(self._spec(workflow_task, seed, sampling))
-        with self._alive(workflow_task) as live:
+        with self._alive(workflow_task, session) as live:
             try:
                 ended = await self._execute(workflow_task, session, live)
             finally:
@@ -148,16 +152,7 @@ class EpisodeRunner:
             repeat_index=workflow_task.repeat_index,
             split=workflow_task.split,
             calls=calls,
-            samples=build_samples(
-                calls,
-                group_id=group_id,
-                task_id=workflow_task.task_id,
-                reward=score.reward or 0.0,
-                trainable_targets=targets,
-                max_prompt_tokens=self._settings.max_prompt_tokens,
-                max_total_tokens=self._settings.max_total_tokens,
-                merge=self._settings.merge,
-            ),
+            samples=self._samples(calls, workflow_task, group_id, score, targets),
             output=result if isinstance(result, WorkflowOutput) else None,
             reward=score.reward,
             turn_rewards=score.turn_rewards,
@@ -165,6 +160,26 @@ class EpisodeRunner:
             failure=score.failure,
             started_at=started_at,
             ended_at=time.time(),
+        )
+
+    def _samples(
+        self,
+        calls: Sequence[Call],
+        task: WorkflowTask,
+        group_id: str,
+        score: Score,
+        targets: frozenset[str] | None,
+    ) -> tuple[Sample, ...]:
+        """Also of a failed episode, for the episode store; its reward is then 0."""
+        return build_samples(
+            calls,
+            group_id=group_id,
+            task_id=task.task_id,
+            reward=score.reward or 0.0,
+            trainable_targets=targets,
+            max_prompt_tokens=self._settings.max_prompt_tokens,
+            max_total_tokens=self._settings.max_total_tokens,
+            merge=self._settings.merge,
         )
 
     def _spec(self, task: WorkflowTask, seed: int, sampling: SessionSampling) -> SessionSpec:
@@ -179,8 +194,8 @@ class EpisodeRunner:
         )
 
     @contextmanager
-    def _alive(self, task: WorkflowTask) -> Iterator[LiveEpisode]:
-        live = LiveEpisode(task.episode_id, task.task_id, "the workflow", time.monotonic())
+    def _alive(self, task: WorkflowTask, session: Session) -> Generator[LiveEpisode]:
+        live = LiveEpisode(task.episode_id, task.task_id, lambda: session.in_flight)
         self._live[task.episode_id] = live
         try:
             yield live
@@ -227,7 +242,6 @@ class EpisodeRunner:
         if left_behind:
             thread.interrupt()
             self._left_behind.append(thread)
-            self.counters["threads_left_behind"] += 1
         return overdue(self._settings.episode_timeout, where, left_behind)
 
     def _classify(
@@ -258,12 +272,12 @@ class EpisodeRunner:
                 f"{self._workflow_cls.__name__}.execute returned no reward and the run has no "
                 "judge. Return WorkflowOutput(reward=...), or set task_judge.judge_type."
             )
-        live.wait_for("the judge")
+        live.enter("the judge")
         return await self._judging.score(task, output, num_calls, live.watch)
 
     def _warn_no_calls(self, task: WorkflowTask) -> None:
-        self.counters["episodes_without_calls"] += 1
-        if self.counters["episodes_without_calls"] == 1:
+        if not self._warned:
+            self._warned = True
             log.warning(
                 "Episode %s made no LLM call through the tuner, so there is nothing to train on. "
                 "Use tuner.as_raw_openai_sdk_client(), as_agentscope_model() or "

@@ -24,7 +24,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("tokens/trained", "trained", ",.0f"),
     ("staleness/mean", "stale", ".2f"),
     ("episodes/failed", "failed", ".0f"),
-    ("seconds/total", "s", ".1f"),
+    ("seconds/step", "seconds", ".1f"),
 )
 """Metric, heading, format. What is missing from a step, and zero failures, are left out."""
 

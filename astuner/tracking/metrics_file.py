@@ -13,30 +13,37 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 
 class MetricsFile:
-    """Appends to the file. `resume_step` None puts an existing file aside as
-    `metrics.jsonl.old`; a number keeps the lines up to that step."""
+    """Appends to the file, which is touched by the first `log` only. `resume_step` None then
+    puts an existing file aside as `metrics.jsonl.old`; a number keeps the lines up to it."""
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and resume_step is None:
-            path.replace(path.with_name(path.name + ".old"))
-        elif path.exists() and resume_step is not None:
-            _truncate(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._resume_step = resume_step
+        self._file: TextIO | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one line, through to the operating system."""
         row = {"step": step, "time": round(time.time(), 3)}
         row |= {name: _finite(value) for name, value in metrics.items()}
+        self._file = self._file or self._open()
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self) -> TextIO:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists() and self._resume_step is None:
+            self._path.replace(self._path.with_name(self._path.name + ".old"))
+        elif self._path.exists() and self._resume_step is not None:
+            _truncate(self._path, self._resume_step)
+        return self._path.open("a", encoding="utf-8")
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:

@@ -1,0 +1,86 @@
+"""`learning_curve.png`: training reward and held-out score over the steps.
+
+Drawn from `metrics.jsonl` alone, so it can be drawn of any run, also an unfinished
+one. Without matplotlib, or with nothing to draw, it says so and returns None: a
+picture never fails a run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from astuner.tracking.metrics_file import read_metrics
+
+log = logging.getLogger(__name__)
+REWARD, HELD_OUT = "reward/mean", "eval/score"
+INK, BLUE, ORANGE = "#333333", "#4c78a8", "#e45756"
+
+
+def learning_curve(run_dir: Path) -> Path | None:
+    """Draw the curve into the run's folder and return its path, or None with a log line."""
+    steps = read_metrics(run_dir / "metrics.jsonl") if _has_metrics(run_dir) else {}
+    if not any(REWARD in m or HELD_OUT in m for m in steps.values()):
+        log.info("No learning curve: %s has no rewards yet.", run_dir / "metrics.jsonl")
+        return None
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        log.info('No learning curve: matplotlib is missing (pip install "astuner[plot]").')
+        return None
+    figure: Any = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    _draw(figure.add_subplot(), steps, run_dir.name)
+    path = run_dir / "learning_curve.png"
+    temporary = run_dir / ".learning_curve.png"
+    figure.savefig(temporary, dpi=150, format="png")
+    temporary.replace(path)
+    return path
+
+
+def _has_metrics(run_dir: Path) -> bool:
+    return (run_dir / "metrics.jsonl").exists()
+
+
+def _draw(axes: Any, steps: Mapping[int, Mapping[str, float]], title: str) -> None:
+    reward = [(step, m[REWARD]) for step, m in steps.items() if REWARD in m]
+    held_out = [(step, m[HELD_OUT]) for step, m in steps.items() if HELD_OUT in m]
+    if reward:
+        x, y = zip(*reward, strict=True)
+        axes.plot(x, y, color=BLUE, alpha=0.3, linewidth=1)
+        axes.plot(x, smooth(y), color=BLUE, linewidth=2, label="training reward (mean, smoothed)")
+    if held_out:
+        x, y = zip(*held_out, strict=True)
+        axes.plot(x, y, "o--", color=ORANGE, linewidth=1.2, markersize=6, label="held-out score")
+        for step, score in (held_out[0], held_out[-1]) if len(held_out) > 1 else held_out:
+            axes.annotate(
+                f"{score:.2f}",
+                (step, score),
+                textcoords="offset points",
+                xytext=(0, 9),
+                ha="center",
+                color=ORANGE,
+                weight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+            )
+    axes.set_title(title, loc="left", color=INK, weight="bold")
+    axes.set_xlabel("training step", color=INK)
+    axes.margins(x=0.03, y=0.15)
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.locator_params(axis="x", integer=True)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+
+
+def smooth(values: Sequence[float], weight: float = 0.7) -> list[float]:
+    """Exponential moving average without the bias of its start (Kingma and Ba 2015, sec. 3)."""
+    smoothed: list[float] = []
+    average = 0.0
+    for n, value in enumerate(values, 1):
+        average = weight * average + (1 - weight) * value
+        smoothed.append(average / (1 - weight**n))
+    return smoothed

@@ -1,0 +1,187 @@
+"""Shows a person where the run is: a live line in a terminal, plain lines elsewhere.
+
+Called by the trainer and the backbones from any thread; never blocks, never fails a
+run. A notebook, a pipe or CI gets plain lines. It shows what it is told and computes
+only the time that is left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Task as ProgressTask
+from rich.text import Text
+
+from astuner.tracking.console import line
+from astuner.tracking.summary import duration
+from astuner.types import Episode
+
+NAMES = {
+    "rollout": "rolling out",
+    "train": "training",
+    "publish": "publishing",
+    "checkpoint": "saving",
+    "eval": "validating",
+}
+"""Stages of the trainer, in words; other names are shown as they are."""
+RECENT = 8
+"""Steps that the time left is estimated from."""
+
+
+class Scored(Protocol):
+    """A validation's result."""
+
+    @property
+    def score(self) -> float: ...
+    @property
+    def num(self) -> int: ...
+
+
+class _Counted(ProgressColumn):
+    """ "12/64 episodes", once it is known how many there are."""
+
+    def render(self, task: ProgressTask) -> Text:
+        if task.total is None:
+            return Text()
+        return Text(f"{task.completed:.0f}/{task.total:.0f} {task.fields['unit']}".rstrip())
+
+
+class RunDisplay:
+    """Live progress of one run. `close` it, or use it as a context manager."""
+
+    def __init__(self, console: Console | None = None, *, step_lines: bool = False) -> None:
+        """`step_lines` prints a line for each step; leave it off where the sink "console"
+        does so already."""
+        self.console = console or Console()
+        self._step_lines = step_lines
+        self._stage = ""
+        self._facts: dict[str, str] = {}
+        self._failures: Counter[str] = Counter()
+        self._times: deque[float] = deque([time.monotonic()], maxlen=RECENT + 1)
+        self._progress: Progress | None = None
+        self._steps: TaskID | None = None
+        self._inner: TaskID | None = None
+        if self.console.is_terminal and not self.console.is_jupyter:
+            self._progress = self._live()
+            self._progress.start()
+
+    def __enter__(self) -> RunDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------- what is told
+
+    def stage(self, name: str, step: int = 0, total: int = 0) -> None:
+        """A stage begins. `total` is the number of steps of the run, if it is known."""
+        words = NAMES.get(name, name)
+        if self._progress is None:
+            if name not in NAMES or name == "eval":
+                self._print(f"{words} ...")
+        else:
+            if total and self._steps is not None:
+                self._progress.update(self._steps, total=total, visible=True)
+            if self._inner is not None:
+                self._progress.reset(self._inner, total=None, description=words)
+        self._stage = words
+
+    def expect(self, total: int, unit: str = "episodes") -> None:
+        """The running stage consists of so many things; `advance` counts them."""
+        if self._progress is not None and self._inner is not None:
+            self._progress.update(self._inner, total=total, completed=0, unit=unit)
+
+    def advance(self, count: int = 1) -> None:
+        if self._progress is not None and self._inner is not None:
+            self._progress.advance(self._inner, count)
+
+    def episode(self, episode: Episode) -> None:
+        """An episode has ended; the first failure of each kind is shown in full."""
+        self.advance()
+        failure = episode.failure
+        if failure is None:
+            return
+        self._failures[failure.kind] += 1
+        if self._failures[failure.kind] == 1:
+            self.note(f"Episode {episode.episode_id} failed ({failure.kind}): {failure.message}")
+            if failure.traceback:
+                self._print(Text(failure.traceback, "dim"))
+            self._print(Text("(Further failures of this kind are only counted.)", "dim"))
+        self._show(failures=f"[red]{sum(self._failures.values())} failed[/]")
+
+    def step_done(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """A training step is completed."""
+        self._times.append(time.monotonic())
+        left = self._seconds_left(total - step)
+        if (reward := metrics.get("reward/mean")) is not None:
+            self._facts["reward"] = f"reward [green]{reward:.3f}[/]"
+        if (speed := metrics.get("speed/sampled_tokens_per_second")) is not None:
+            self._facts["speed"] = f"{speed:,.0f} tok/s"
+        self._show(eta=f"{duration(left)} left" if step < total else "")
+        if self._progress is not None and self._steps is not None:
+            self._progress.update(self._steps, completed=step, total=total, visible=True)
+        if self._step_lines:
+            self._print(line(step, metrics).append(f"  of {total}, {duration(left)} left", "dim"))
+
+    def evaluated(self, step: int, result: Scored) -> None:
+        """The held-out score after so many steps."""
+        self._show(held_out=f"held-out [bold cyan]{result.score:.3f}[/]")
+        self._print(
+            Text.assemble(
+                f"held-out score after {step} steps: ",
+                (f"{result.score:.3f}", "bold cyan"),
+                (f" (mean of {result.num})", "dim"),
+            )
+        )
+
+    def waiting(self, what: str, seconds: float) -> None:
+        """Something has not come for so long."""
+        if self._progress is not None and self._inner is not None:
+            self._progress.update(self._inner, description=f"{self._stage} ({duration(seconds)})")
+        elif seconds >= 60:
+            self._print(f"{what}: waiting for {duration(seconds)}")
+
+    def note(self, message: str) -> None:
+        """A sentence worth reading."""
+        self._print(Text(message, "yellow"))
+
+    def close(self) -> None:
+        """Leave the terminal as it was. Safe to call twice."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    # ---------------------------------------------------------------- how it is shown
+
+    def _live(self) -> Progress:
+        progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            _Counted(),
+            TextColumn("{task.fields[facts]}"),
+            console=self.console,
+            transient=True,
+            refresh_per_second=4,
+        )
+        self._steps = progress.add_task("step", total=None, visible=False, facts="", unit="")
+        self._inner = progress.add_task("starting", total=None, facts="", unit="")
+        return progress
+
+    def _show(self, **facts: str) -> None:
+        self._facts |= facts
+        if self._progress is not None and self._steps is not None:
+            shown = "  ".join(fact for fact in self._facts.values() if fact)
+            self._progress.update(self._steps, facts=shown)
+
+    def _print(self, what: str | Text) -> None:
+        self.console.print(what, highlight=False, soft_wrap=True)
+
+    def _seconds_left(self, steps: int) -> float:
+        spans = len(self._times) - 1
+        return max(0, steps) * (self._times[-1] - self._times[0]) / max(1, spans)
