@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from astuner.algorithm import ADVANTAGES, AGGREGATIONS, KLS, LOSSES, accepted, resolve
-from astuner.errors import ConfigError
+from astuner.errors import ConfigError, LoadingError
 
 
 @pytest.mark.parametrize("registry", [ADVANTAGES, AGGREGATIONS, KLS, LOSSES])
@@ -36,3 +36,10 @@ def test_accepted_keeps_only_what_a_function_reads() -> None:
         "tis_cap": 2.0,
     }
     assert accepted(resolve(LOSSES, "policy_gradient"), {"clip_low": 0.1}) == {}
+
+
+def test_a_function_of_ones_own_by_path() -> None:
+    own = resolve(LOSSES, "astuner.algorithm.losses->gspo", "loss")
+    assert own is resolve(LOSSES, "gspo", "loss")
+    with pytest.raises(LoadingError):
+        resolve(LOSSES, "astuner.algorithm.losses->nothing", "loss")
