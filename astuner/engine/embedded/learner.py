@@ -59,7 +59,7 @@ class Learner:
         self._losses = losses
         self._kls = kls
         self._budget = micro_batch_tokens
-        self._masters = Masters(weights.states.trained())
+        self.masters = Masters(weights.states.trained())
         if gradient_checkpointing:
             weights.states.checkpoint_activations()
 
@@ -109,21 +109,21 @@ class Learner:
         Without a gradient since the last step nothing is changed, not even the moments:
         then `skipped` is 1. Raises EngineError when the gradient is not finite.
         """
-        if not self._masters.pending:
+        if not self.masters.pending:
             return {"grad_norm": 0.0, "lr": params.lr, "skipped": 1.0}
-        return {"grad_norm": self._masters.step(params), "lr": params.lr, "skipped": 0.0}
+        return {"grad_norm": self.masters.step(params), "lr": params.lr, "skipped": 0.0}
 
     def save(self, path: Path, *, optimizer: bool) -> None:
         """Write the trained weights (and all that a resume needs) into the folder `path`.
 
         Raises CheckpointError; a file under its final name is always whole.
         """
-        checkpoint.save(path, self._weights, self._masters, optimizer=optimizer)
+        checkpoint.save(path, self._weights, self.masters, optimizer=optimizer)
 
     def load(self, path: Path, *, optimizer: bool) -> None:
         """Read what `save` wrote, drop any gradient, and publish. With `optimizer` the
         version is the saved one; otherwise it counts on."""
-        checkpoint.load(path, self._weights, self._masters, optimizer=optimizer)
+        checkpoint.load(path, self._weights, self.masters, optimizer=optimizer)
 
     # ------------------------------------------------------------ one micro-batch
 
@@ -146,7 +146,7 @@ class Learner:
             if not np.isfinite(value):
                 raise _non_finite(value, inputs, row, samples, spec)
             torch.autograd.backward(loss)
-            self._masters.collect()
+            self.masters.collect()
         entropy_N = entropy_R[self._to_device(row.source_N)]
         means.add(metrics | _sampler_gap(inputs) | {"entropy": entropy_N})
         return value, logprobs_N.detach()

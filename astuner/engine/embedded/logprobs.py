@@ -32,7 +32,7 @@ class _TokenLogprobs(torch.autograd.Function):
         normalisers: list[Tensor] = []
         entropies: list[Tensor] = []
         for chunk in _chunks(logits_RV):
-            scaled = chunk.float().div_(temperature)
+            scaled = chunk.to(torch.float32, copy=True).div_(temperature)
             normaliser = scaled.logsumexp(-1)
             scaled -= normaliser[:, None]
             entropies.append(-(scaled.exp() * scaled.clamp_(min=-1e4)).sum(-1))
@@ -55,7 +55,8 @@ class _TokenLogprobs(torch.autograd.Function):
         start = 0
         for chunk, out in zip(_chunks(logits_RV), _chunks(out_RV), strict=True):
             part = slice(start, start + len(chunk))
-            softmax = chunk.float().div_(ctx.temperature).sub_(normaliser_R[part, None]).exp_()
+            softmax = chunk.to(torch.float32, copy=True).div_(ctx.temperature)
+            softmax.sub_(normaliser_R[part, None]).exp_()
             out.copy_(softmax.mul_(-total_R[part, None]))
             start = part.stop
         out_RV.index_put_((rows_N, targets_N), gradient_N.to(out_RV.dtype), accumulate=True)

@@ -98,6 +98,10 @@ class Masters:
         """Name -> fp32 master (a view, not a copy)."""
         return self._values
 
+    def gradients(self) -> dict[str, Tensor]:
+        """Name -> fp32 gradient gathered so far (a view, not a copy)."""
+        return self._gradients
+
     @torch.no_grad()
     def set_values(self, values: Mapping[str, Tensor]) -> None:
         """Replace all masters (shapes must agree), and the parameters with them."""
