@@ -26,7 +26,9 @@ exit codes: 0 done, 2 configuration, 3 your workflow, judge or data, 4 missing p
 """
 
 
-def _parser(command: str, description: str, *, epilog: str | None = None) -> argparse.ArgumentParser:
+def _parser(
+    command: str, description: str, *, epilog: str | None = None
+) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"astuner {command}".strip(),
         description=description,
@@ -55,7 +57,9 @@ def _tune(argv: Sequence[str]) -> int:
 def _explain(argv: Sequence[str]) -> int:
     parser = _parser("explain", "Print every key, its value, its origin and what becomes of it.")
     _add_config(parser)
-    parser.add_argument("--set-only", action="store_true", help="only keys that differ from default")
+    parser.add_argument(
+        "--set-only", action="store_true", help="only keys that differ from default"
+    )
     args = parser.parse_intermixed_args(argv)
     from astuner.cli.commands import explain
 
@@ -75,7 +79,9 @@ def _eval(argv: Sequence[str]) -> int:
 def _chat(argv: Sequence[str]) -> int:
     parser = _parser("chat", "Talk to the model of a finished run.")
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("--message", metavar="TEXT", help="ask one thing, print the reply and leave")
+    parser.add_argument(
+        "--message", metavar="TEXT", help="ask one thing, print the reply and leave"
+    )
     args = parser.parse_args(argv)
     from astuner.cli.commands import chat
 

@@ -61,13 +61,14 @@ def devices() -> str:
 def backbones() -> list[tuple[str, str, str]]:
     """(name, whether it can run here, what to do if not)."""
     missing = [package for package in CORE if installed(package) is None]
-    ready = ("no", f"pip install {' '.join(missing)}") if missing else ("yes", "")
-    later = ("no", "not part of this version of astuner")
+    runs = "no" if missing else "yes"
+    mend = f"pip install {' '.join(missing)}" if missing else ""
+    later = "not part of this version of astuner"
     return [
-        ("local", *ready),
-        ("debug", *ready),
-        ("verl", *later),
-        ("trinity", *later),
+        ("local", runs, mend),
+        ("debug", runs, mend),
+        ("verl", "no", later),
+        ("trinity", "no", later),
     ]
 
 

@@ -1,0 +1,101 @@
+"""What the `astuner` commands do, once their arguments are parsed.
+
+Each takes the parsed arguments and returns the exit code; errors are raised and
+turned into exit codes by the caller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from astuner.config.load import LoadedConfig, load_config
+
+INTERRUPTED = 130
+
+
+def tune(args: argparse.Namespace) -> int:
+    """Run a configuration to its end."""
+    _log_to_console()
+    loaded = _load(args)
+    from astuner.launcher import launch
+
+    return INTERRUPTED if launch(loaded, resume=args.resume).stopped else 0
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Print every key with its value, origin and meaning for the backbone."""
+    from astuner.config.explain import explain as rows_of
+
+    loaded = _load(args)
+    backbone = loaded.config.backbone
+    table = Table("key", "value", "origin", f"in {backbone}", title=f"backbone {backbone}")
+    for row in rows_of(loaded, backbone):
+        if args.set_only and row.origin == "default":
+            continue
+        style = None if row.used else "dim"
+        table.add_row(row.key, str(row.value), row.origin, row.becomes, style=style)
+    Console().print(table)
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Score the held-out tasks and print the score."""
+    _log_to_console()
+    loaded = _load(args)
+    from astuner.backbone.context import RunContext
+    from astuner.backbone.local import checkpoint_of
+    from astuner.backbone.local import evaluate as evaluate_local
+    from astuner.launcher import in_own_thread
+
+    adapter = checkpoint_of(Path(args.adapter)) if args.adapter else None
+    context = RunContext(loaded, Path(loaded.config.experiment_dir))
+    result = in_own_thread(lambda: evaluate_local(context, adapter))
+    which = str(adapter) if adapter else f"{loaded.config.model.path} without an adapter"
+    Console().print(
+        f"{which}: held-out score [bold]{result.score:.3f}[/] (mean of {result.num} episodes)",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def chat(args: argparse.Namespace) -> int:
+    """A conversation with the model of a run, or one question."""
+    from astuner.job import TunedModel
+
+    model = TunedModel.load(args.run_dir)
+    if args.message is not None:
+        print(model.chat(args.message))
+        return 0
+    print(f"Talking to {model.path}. An empty line or Ctrl-D ends.")
+    messages: list[dict[str, str]] = []
+    while text := _ask():
+        messages.append({"role": "user", "content": text})
+        reply = model.chat(messages)
+        messages.append({"role": "assistant", "content": reply})
+        print(reply)
+    return 0
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _load(args: argparse.Namespace) -> LoadedConfig:
+    return load_config(
+        args.conf, args.overrides, backbone=args.backbone, experiment_dir=args.exp_dir
+    )
+
+
+def _log_to_console() -> None:
+    """Warnings of ours, readable; other libraries stay quiet unless it is serious."""
+    handler = RichHandler(show_path=False, show_time=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])

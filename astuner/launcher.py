@@ -1,0 +1,136 @@
+"""From a configuration to a finished run: picks the backbone, makes the run folder, owns signals.
+
+The backbone itself runs in a thread with an event loop of its own, so that a
+script, a notebook (which has a running loop) and pytest all work alike; only
+`debug` runs in the calling thread where it can, for breakpoints. The first
+Ctrl-C asks the run to stop and save, the second ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from astuner.backbone.context import BACKBONES, PLANNED, RunContext, RunResult
+from astuner.config.load import LoadedConfig, check_backbone, dump_config
+from astuner.errors import ConfigError
+from astuner.task_reader import TaskSplits
+
+
+def launch(
+    loaded: LoadedConfig,
+    *,
+    workflow: type | None = None,
+    judge: Any = None,
+    tasks: TaskSplits | None = None,
+    resume: bool = False,
+) -> RunResult:
+    """Run the configured backbone to its end.
+
+    Raises ConfigError before anything is started when the backbone is unknown or
+    would ignore a key that was set.
+    """
+    name = loaded.config.backbone
+    run = backbone_function(name)
+    for warning in check_backbone(loaded, name):
+        print(f"warning: {warning}", file=sys.stderr)
+    run_dir = run_folder(loaded, resume=resume)
+    stop = threading.Event()
+    context = RunContext(loaded, run_dir, workflow, judge, tasks, resume, stop)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    dump_config(loaded.config, run_dir / "config.yaml")
+    if name == "debug":
+        return in_calling_thread(lambda: run(context))
+    with stop_on_signals(stop):
+        return in_own_thread(lambda: run(context))
+
+
+def backbone_function(name: str) -> Callable[[RunContext], Any]:
+    """The backbone's coroutine function; ConfigError lists the choices."""
+    if name in PLANNED:
+        raise ConfigError(
+            f"backbone: {name!r} is not part of this version. "
+            f"Use one of: {', '.join(BACKBONES)} (local needs no GPU)."
+        )
+    if name not in BACKBONES:
+        raise ConfigError(
+            f"backbone: unknown value {name!r}. Choose one of: {', '.join(BACKBONES)}"
+        )
+    module, _, attribute = BACKBONES[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def run_folder(loaded: LoadedConfig, *, resume: bool) -> Path:
+    """`experiment_dir/experiment_name`, numbered if taken; the newest of them to resume."""
+    config = loaded.config
+    base = Path(config.experiment_dir) / config.experiment_name
+    newest, free = None, base
+    for number in count(2):
+        if not free.exists():
+            break
+        newest, free = free, base.with_name(f"{base.name}-{number}")
+    if not resume:
+        return free
+    if newest is None:
+        raise ConfigError(
+            f"--resume: there is no run folder {base}. Start without --resume, or name the "
+            "right experiment with --exp-dir and experiment_name=..."
+        )
+    return newest
+
+
+def in_own_thread(make: Callable[[], Any]) -> Any:
+    """Run a coroutine to its end in a new thread; waits so that signals still arrive."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(asyncio.run(make()))
+        except BaseException as error:  # handed over, re-raised by the waiting thread
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="astuner-run", daemon=True).start()
+    while not future.done():
+        # A wait without a time-out cannot be interrupted by signals on every platform.
+        wait([future], timeout=0.5)
+    return future.result()
+
+
+def in_calling_thread(make: Callable[[], Any]) -> Any:
+    """Run a coroutine here, unless a loop already runs here (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(make())
+    return in_own_thread(make)
+
+
+@contextmanager
+def stop_on_signals(stop: threading.Event) -> Generator[None]:
+    """First SIGINT or SIGTERM: set `stop`. Second: end the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(signum: int, _: Any) -> None:
+        if stop.is_set():
+            os._exit(128 + signum)
+        stop.set()
+        print("\nstopping: saving what is finished. Once more stops at once.", file=sys.stderr)
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, old in previous.items():
+            signal.signal(signum, old)
