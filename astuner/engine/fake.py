@@ -143,5 +143,6 @@ def _cut(reply: Sequence[int], params: SamplingParams, room: int) -> tuple[list[
 
 
 def _alternatives(token: int, logprob: float, count: int) -> Mapping[int, float]:
-    """The token itself, then the following ids, each one nat less likely."""
-    return {token + k: logprob - k for k in range(count)}
+    """The token itself, then the lowest other ids, each one nat less likely."""
+    others = [i for i in range(count) if i != token]
+    return {i: logprob - k for k, i in enumerate([token, *others][:count])}

@@ -1,1 +1,47 @@
-"""The OpenAI-compatible proxy that records every call, and the in-process clients to it."""
+"""The OpenAI-compatible proxy that records every call, and the in-process clients to it.
+
+`TunerServer` answers with an engine and a codec, `RelayServer` passes on to another
+endpoint; both open a `Session` for each episode, whose `ModelTuner` the workflow
+gets. Loaded on first use: naming them costs no server.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from astuner.model_tuner.relay import RelayServer
+    from astuner.model_tuner.server import ProxyServer, TunerServer
+    from astuner.model_tuner.session import Problem, Session, SessionSampling, SessionSpec
+    from astuner.model_tuner.tuner import ModelTuner, OpenAIEndpoint
+
+_HOME = {
+    "ModelTuner": "tuner",
+    "OpenAIEndpoint": "tuner",
+    "Problem": "session",
+    "ProxyServer": "server",
+    "RelayServer": "relay",
+    "Session": "session",
+    "SessionSampling": "session",
+    "SessionSpec": "session",
+    "TunerServer": "server",
+}
+
+__all__ = [
+    "ModelTuner",
+    "OpenAIEndpoint",
+    "Problem",
+    "ProxyServer",
+    "RelayServer",
+    "Session",
+    "SessionSampling",
+    "SessionSpec",
+    "TunerServer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

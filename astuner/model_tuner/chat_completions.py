@@ -70,7 +70,7 @@ class ChatCompletions(Endpoint):
             data,
             prompt.ids,
             sampling.params(draw, length, self._codec.stop_token_ids, request.top_logprobs),
-            StopStrings(request.stops, self._codec),
+            StopStrings(request.stop, self._codec),
             draw.seed,
             prompt.parent_id,
             prompt.new_timeline_reason,

@@ -68,7 +68,7 @@ class Completions(Endpoint):
             data,
             prompt,
             sampling.params(draw, length, codec.stop_token_ids, request.logprobs or 0),
-            StopStrings(request.stops, codec),
+            StopStrings(request.stop, codec),
             draw.seed,
             new_timeline_reason="raw_prompt",
         )

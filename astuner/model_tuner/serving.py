@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,17 +34,11 @@ class Serving:
     async def sample(self, replies: Sequence[Reply], on_growth: Growth | None = None) -> None:
         """Draw all of them. Raises EngineError, DeadlineExceeded; the others are then
         cancelled."""
-        try:
-            async with asyncio.timeout(self.call_timeout):
-                if len(replies) == 1:
-                    await replies[0].sample(self.engine, on_growth)
-                else:
-                    await self._together(replies, on_growth)
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"The engine did not answer within {self.call_timeout:g} s. "
-                "Raise rollout.call_timeout, or lower max_tokens."
-            ) from error
+        async with model_deadline(self.call_timeout):
+            if len(replies) == 1:
+                await replies[0].sample(self.engine, on_growth)
+            else:
+                await self._together(replies, on_growth)
 
     async def _together(self, replies: Sequence[Reply], on_growth: Growth | None) -> None:
         try:
@@ -61,3 +56,16 @@ class Serving:
             "created": int(time.time()),
             "model": self.model_name,
         }
+
+
+@asynccontextmanager
+async def model_deadline(seconds: float) -> AsyncGenerator[None]:
+    """Raises DeadlineExceeded when what is inside takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"The model did not answer within {seconds:g} s. Raise rollout.call_timeout, or "
+            "lower rollout.max_response_length_in_one_turn."
+        ) from error

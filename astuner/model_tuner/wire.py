@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError
 from pydantic_core import from_json
 
 from astuner.errors import (
@@ -65,6 +65,11 @@ WAY_OUT: Mapping[str, str] = {
     "best_of": "Use `n`.",
 }
 
+
+def _listed(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
 StopString = Annotated[str, Field(min_length=1)]
 
 
@@ -86,16 +91,12 @@ class SamplingFields(BaseModel):
     """Not OpenAI's, but known to vLLM's clients; 0 and -1 mean all."""
     max_tokens: int | None = Field(None, ge=1)
     n: int = Field(1, ge=1, le=128)
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    stop: Annotated[list[StopString], BeforeValidator(_listed), Field(max_length=16)] = []
     seed: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
     """vLLM's: adds `prompt_token_ids` and each choice's `token_ids` to the answer."""
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def include_usage(self) -> bool:

@@ -62,7 +62,7 @@ async def test_computed_replies_scripted_errors_and_chunks() -> None:
     chunks = [c async for c in engine.stream([2, 4, 6], params)]
     assert [c.token_ids for c in chunks] == [(4, 8), (12,)]
     assert [c.prefill_cached for c in chunks] == [3, 0]
-    assert chunks[1].top_logprobs == ({12: -0.5, 13: -1.5},)
+    assert chunks[1].top_logprobs == ({12: -0.5, 0: -1.5},)
     with pytest.raises(EngineError, match="odd"):
         await generate(engine, [1], params)
 

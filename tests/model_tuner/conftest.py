@@ -1,56 +1,16 @@
-"""A proxy over FakeEngine and ByteCodec, in process or on a real loopback port."""
+"""The `make` fixture: worlds that are closed after the test."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from byte_codec import ByteCodec, ids
+from byte_codec import ByteCodec
+from tuner_world import Make, World, reply
 
 from astuner.engine.fake import FakeEngine, Reply
 from astuner.model_tuner.server import TunerServer
-from astuner.model_tuner.session import Session, SessionSampling, SessionSpec
-from astuner.model_tuner.tuner import ModelTuner
-
-USER = [{"role": "user", "content": "hi"}]
-PROMPT = ids("⟦user\nhi⟧\n⟦assistant\n")
-
-
-@dataclass
-class World:
-    """One engine, its server and any number of sessions."""
-
-    engine: FakeEngine
-    server: TunerServer
-    sessions: list[Session] = field(default_factory=list)
-
-    def session(self, episode_id: str = "e1", **spec: Any) -> Session:
-        session = self.server.open_session(SessionSpec(episode_id, **spec))
-        self.sessions.append(session)
-        return session
-
-    @property
-    def tuner(self) -> ModelTuner:
-        return (self.sessions[-1] if self.sessions else self.session()).tuner
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that another thread brings about."""
-        deadline = time.monotonic() + 10
-        while not condition():
-            assert time.monotonic() < deadline, "it never happened"
-            await asyncio.sleep(0.005)
-
-
-Make = Callable[..., World]
-
-
-def reply(text: str) -> list[int]:
-    """A reply that ends its turn."""
-    return ids(f"{text}⟧")
 
 
 @pytest.fixture
@@ -68,7 +28,3 @@ def make() -> Iterator[Make]:
     yield build
     for world in worlds:
         world.server.close()
-
-
-def sampling(**fields: Any) -> SessionSampling:
-    return SessionSampling(**{"max_tokens": 64, **fields})
