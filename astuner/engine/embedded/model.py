@@ -118,8 +118,8 @@ class EmbeddedModel:
             weights = Weights.load(path, device=device, dtype=dtype, lora=lora, seed=seed)
             learner = Learner(
                 weights,
-                losses=losses,
-                kls=kls,
+                losses or _no_such_function,
+                kls or _no_such_function,
                 micro_batch_tokens=micro_batch_tokens,
                 gradient_checkpointing=gradient_checkpointing,
             )
@@ -260,6 +260,13 @@ class EmbeddedModel:
 
     async def _run(self, name: str, verb: Callable[[], T | Steps[T]]) -> T:
         return await asyncio.wrap_future(self._thread.submit(name, verb))
+
+
+def _no_such_function(name: str) -> Callable[..., Any]:
+    raise EngineError(
+        f"The loss or KL function {name!r} was asked for, but the model was opened without "
+        "any: it only samples. Pass `losses` and `kls` to EmbeddedModel.open."
+    )
 
 
 def _check_params(params: SamplingParams) -> None:

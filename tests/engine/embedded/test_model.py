@@ -290,7 +290,7 @@ async def test_out_of_memory_names_the_way_out(
             "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"
         )
     )
-    with pytest.raises(EngineError, match="Out of memory while sampling.*rollout.max_num_seqs"):
+    with pytest.raises(EngineError, match=r"Out of memory while sampling.*rollout.max_num_seqs"):
         await generate(model, prompt(0, 5), greedy(5))
     weights.model.forward = original
     assert len((await generate(model, prompt(0, 5), greedy(5))).token_ids) == 5

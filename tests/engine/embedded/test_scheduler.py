@@ -1,0 +1,312 @@
+"""The scheduler tick by tick: what is prefilled, who waits, who makes way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import TinyWeights, greedy, prompt
+
+from astuner.engine.embedded.kv_cache import KVPool, PrefixCache
+from astuner.engine.embedded.mailbox import Mailbox, Outbox
+from astuner.engine.embedded.scheduler import Request, Scheduler
+from astuner.engine.embedded.steps import kv_layout
+from astuner.engine.protocol import SamplingParams, TokenChunk
+from astuner.errors import EngineClosed, EngineError
+from astuner.types import token_ids
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class Bench:
+    """A scheduler without a thread, and what its requests have received."""
+
+    def __init__(self, *, pool: int = 10_000, cache: int = 10_000, **settings: Any) -> None:
+        self.weights = TinyWeights()
+        layout = kv_layout(self.weights)
+        context = settings.pop("max_context", 512)
+        self.scheduler = Scheduler(
+            self.weights,
+            max_context=context,
+            max_num_seqs=settings.pop("max_num_seqs", 64),
+            pool=KVPool(layout, pool, context),
+            cache=PrefixCache(layout, cache),
+        )
+        self.counters = self.scheduler.counters
+        self.requests: list[Request] = []
+
+    def add(self, ids: list[int], params: SamplingParams | None = None) -> Request:
+        request = Request(token_ids(ids), params or greedy(4), 0, Mailbox())
+        self.requests.append(request)
+        self.scheduler.add(request)
+        return request
+
+    def run(self, limit: int = 2000) -> None:
+        for _ in range(limit):
+            if not self.scheduler.has_work:
+                return
+            self.scheduler.tick()
+        raise AssertionError(f"still at work after {limit} ticks")
+
+    def rows(self) -> list[int]:
+        """Lengths of the forward passes since the last time."""
+        rows, self.weights.forward_rows = self.weights.forward_rows, []
+        return rows
+
+
+def chunks(request: Request) -> list[TokenChunk]:
+    return [item for item in request.mailbox._items if isinstance(item, TokenChunk)]
+
+
+def drawn(request: Request) -> list[int]:
+    return [token for chunk in chunks(request) for token in chunk.token_ids]
+
+
+async def test_the_repeats_of_a_group_are_prefilled_once() -> None:
+    bench = Bench()
+    ids = prompt(0, 41)
+    for _ in range(10):
+        bench.add(ids)
+    bench.scheduler.tick()
+    assert bench.rows() == [40, 16]  # the prompt but its last token; then ten rows, padded
+    assert bench.counters.running == 10
+    bench.run()
+    assert {tuple(drawn(r)) for r in bench.requests} == {tuple(drawn(bench.requests[0]))}
+    assert [chunks(r)[0].prefill_cached for r in bench.requests] == [0] + [40] * 9
+    assert [c.prefill_cached for c in chunks(bench.requests[1])] == [40, 0, 0, 0]
+
+
+async def test_prompts_that_share_a_long_prefix_wait_for_it() -> None:
+    bench = Bench()
+    system = prompt(0, 49)
+    questions = [[*system, 5, *prompt(1, 10)], [*system, 6, *prompt(2, 10)], [*system, 7, 8, 9]]
+    for ids in questions:
+        bench.add(ids)
+    bench.scheduler.tick()
+    # tick 1: the first prompt whole (59, padded to 64), then its first token
+    assert bench.rows() == [64, 8]
+    assert (bench.counters.running, bench.counters.waiting) == (3, 0)
+    bench.scheduler.tick()
+    # tick 2: what is new in the other two, 10 + 2 tokens, then three rows
+    assert bench.rows() == [16, 8]
+    assert bench.counters.prefilled_tokens == 59 + 10 + 2
+    assert bench.counters.prefix_hit_tokens == 2 * 49
+
+
+async def test_prompts_that_share_little_go_together() -> None:
+    bench = Bench()
+    system = prompt(0, 20)
+    for seed in (1, 2):
+        bench.add([*system, seed + 3, *prompt(seed, 10)])
+    bench.scheduler.tick()
+    assert bench.rows() == [64, 8]  # 30 + 30 tokens in one row
+
+
+async def test_the_next_turn_prefills_only_what_is_new() -> None:
+    bench = Bench()
+    first = bench.add(prompt(0, 40), greedy(7))
+    bench.run()
+    follow = [*prompt(0, 40), *drawn(first), *prompt(9, 20)]
+    second = bench.add(follow)
+    alone = Bench()
+    same = alone.add(follow)
+    bench.run()
+    alone.run()
+    # 40 + 7 tokens, of which the last drawn was never fed
+    assert chunks(second)[0].prefill_cached == 46
+    assert bench.counters.prefilled_tokens == 39 + (40 + 7 + 20 - 1 - 46)
+    assert drawn(second) == drawn(same)
+    for a, b in zip(chunks(second), chunks(same), strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
+async def test_prefill_row_has_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("astuner.engine.embedded.scheduler.PREFILL_TOKENS", 64)
+    bench = Bench()
+    for seed, length in ((1, 31), (2, 31), (3, 31), (4, 151)):
+        bench.add(prompt(seed, length))
+    ticks = []
+    for _ in range(5):
+        bench.scheduler.tick()
+        ticks.append(bench.rows())
+    # 30 + 30 | 30 (150 is cut at 64, 128, 150 wherever the row stands) | 64 | 64 | 22
+    assert [t[0] for t in ticks] == [64, 32, 64, 64, 24]
+    assert all(t[1:] == [8] for t in ticks)
+
+
+async def test_no_more_than_max_num_seqs_and_in_order() -> None:
+    bench = Bench(max_num_seqs=2)
+    order: list[int] = []
+    for seed in range(5):
+        bench.add(prompt(seed, 5), greedy(3))
+    while bench.scheduler.has_work:
+        bench.scheduler.tick()
+        assert bench.counters.running <= 2
+        order += [i for i, r in enumerate(bench.requests) if len(r.drawn) == 1 and i not in order]
+    assert order == [0, 1, 2, 3, 4]
+    assert [len(drawn(r)) for r in bench.requests] == [3] * 5
+
+
+async def test_the_youngest_makes_way_when_the_pool_is_full() -> None:
+    roomy, tight = Bench(max_context=128), Bench(max_context=128, pool=1)
+    for bench in (roomy, tight):
+        for seed in range(6):
+            bench.add(prompt(seed, 30), SamplingParams(max_tokens=60, seed=seed))
+        bench.run()
+    assert roomy.counters.preempted == 0
+    assert tight.counters.preempted > 0
+    for a, b in zip(roomy.requests, tight.requests, strict=True):
+        assert len(drawn(a)) == 60
+        assert drawn(a) == drawn(b)
+        assert sum(c.prefill_cached for c in chunks(b)) == 0
+
+
+async def test_a_prefix_cache_too_small_for_anything() -> None:
+    bench = Bench(cache=1)
+    for _ in range(3):
+        bench.add(prompt(0, 41))
+    bench.scheduler.tick()
+    assert bench.rows() == [120, 8]  # nobody waits for what cannot be kept
+    bench.run()
+    assert {tuple(drawn(r)) for r in bench.requests} == {tuple(drawn(bench.requests[0]))}
+
+
+async def test_new_weights_amid_a_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("astuner.engine.embedded.scheduler.PREFILL_TOKENS", 64)
+    bench = Bench()
+    first = bench.add(prompt(0, 150))
+    bench.scheduler.tick()
+    bench.weights.publish()
+    bench.scheduler.weights_changed()
+    second = bench.add(prompt(0, 150))
+    bench.run()
+    assert {c.weight_version for c in chunks(first)} == {1}
+    assert chunks(second)[0].prefill_cached == 0  # the first one's KV is of two versions
+    fresh = Bench()
+    fresh.weights.publish()
+    fresh.scheduler.weights_changed()
+    expected = fresh.add(prompt(0, 150))
+    fresh.run()
+    assert drawn(second) == drawn(expected)
+
+
+async def test_kv_of_a_sequence_that_saw_two_versions_is_not_shared() -> None:
+    bench = Bench()
+    request = bench.add(prompt(0, 40), greedy(10))
+    bench.scheduler.tick()
+    bench.weights.publish()
+    bench.scheduler.weights_changed()
+    bench.run()
+    assert [c.weight_version for c in chunks(request)] == [0] + [1] * 9
+    assert bench.counters.cache_tokens == 0
+
+
+async def test_cancelled_requests_leave_at_the_next_tick() -> None:
+    bench = Bench(max_num_seqs=2)
+    for seed in range(3):
+        bench.add(prompt(seed, 10), greedy(50))
+    bench.scheduler.tick()
+    for request in bench.requests[1:]:
+        request.mailbox.cancelled = True  # one runs, one waits
+    bench.scheduler.tick()
+    assert (bench.counters.running, bench.counters.waiting) == (1, 0)
+    bench.run()
+    assert [len(drawn(r)) for r in bench.requests] == [50, 1, 0]
+
+
+async def test_the_repeats_go_on_when_the_one_they_wait_for_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("astuner.engine.embedded.scheduler.PREFILL_TOKENS", 64)
+    bench = Bench()
+    for _ in range(3):
+        bench.add(prompt(0, 150))
+    bench.scheduler.tick()
+    assert bench.counters.waiting == 2
+    bench.requests[0].mailbox.cancelled = True
+    bench.run()
+    assert [len(drawn(r)) for r in bench.requests] == [0, 4, 4]
+
+
+async def test_failing_reaches_every_request_even_one_between_two_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(max_num_seqs=2)
+    for seed in range(4):
+        bench.add(prompt(seed, 10))
+
+    def no_memory(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PrefixCache, "read", no_memory)  # after it has left the waiting list
+        with pytest.raises(MemoryError):
+            bench.scheduler.tick()
+    bench.scheduler.fail_all(EngineClosed("gone"))
+    for request in bench.requests:
+        with pytest.raises(EngineClosed, match="gone"):
+            await request.mailbox.take()
+    assert not bench.scheduler.has_work
+    again = bench.add(prompt(0, 10))
+    bench.run()
+    assert len(drawn(again)) == 4
+
+
+async def test_chunks_that_wait_are_joined_by_version() -> None:
+    mailbox, outbox = Mailbox(), Outbox()
+    outbox.put(mailbox, TokenChunk((1,), (-0.5,), 0, prefill_cached=9))
+    outbox.put(mailbox, TokenChunk((2,), (-0.25,), 0))
+    outbox.put(mailbox, TokenChunk((3,), (-1.0,), 1))
+    outbox.put(mailbox, TokenChunk((4,), (-2.0,), 1, "stop"))
+    outbox.put(mailbox, EngineError("late"))
+    assert await mailbox.take() == TokenChunk((1, 2), (-0.5, -0.25), 0, prefill_cached=9)
+    assert await mailbox.take() == TokenChunk((3, 4), (-1.0, -2.0), 1, "stop")
+    with pytest.raises(EngineError, match="late"):
+        await mailbox.take()
+
+
+async def test_a_mailbox_wakes_its_reader() -> None:
+    mailbox, outbox = Mailbox(), Outbox()
+    reader = asyncio.create_task(mailbox.take())
+    await asyncio.sleep(0)
+    outbox.put(mailbox, TokenChunk((1,), (0.0,), 0))
+    outbox.flush()
+    assert (await asyncio.wait_for(reader, 5)).token_ids == (1,)
+
+
+def test_a_closed_loop_cancels() -> None:
+    async def make() -> Mailbox:
+        return Mailbox()
+
+    mailbox, outbox = asyncio.run(make()), Outbox()
+    outbox.put(mailbox, TokenChunk((1,), (0.0,), 0))
+    outbox.flush()
+    assert mailbox.cancelled
+
+
+async def test_random_traffic_ends_and_is_exact() -> None:
+    """Many requests of many kinds, in a pool and a cache that are too small."""
+    rng = np.random.default_rng(1)
+    bench, alone = Bench(max_context=200, pool=600, cache=300, max_num_seqs=9), Bench()
+    wanted: list[tuple[list[int], SamplingParams]] = []
+    for i in range(40):
+        ids = prompt(int(rng.integers(0, 5)), int(rng.integers(1, 120)))
+        fields = {"temperature": float(rng.choice([0, 0.7, 1])), "seed": i}
+        wanted.append((ids, SamplingParams(max_tokens=int(rng.integers(1, 70)), **fields)))
+    for ids, params in wanted:
+        bench.add(ids, params)
+        if rng.random() < 0.4:
+            bench.scheduler.tick()
+        if rng.random() < 0.1:
+            rng.choice(np.array(bench.requests)).mailbox.cancelled = True
+    bench.run()
+    assert bench.counters.preempted > 0
+    for (ids, params), request in zip(wanted, bench.requests, strict=True):
+        if request.mailbox.cancelled:
+            continue
+        expected = Request(token_ids(ids), params, 0, Mailbox())
+        alone.scheduler.add(expected)
+        alone.run()
+        assert drawn(request) == drawn(expected)
