@@ -69,7 +69,12 @@ def check_folder(folder: Path) -> Path:
             f"{folder} holds a LoRA adapter, not a model. Merge it into its base first "
             "(TunedModel.merge), or give the base model here."
         )
-    missing = [what for what, there in _parts(folder).items() if not there]
+    try:
+        missing = [what for what, there in _parts(folder).items() if not there]
+    except ValueError as error:
+        raise ModelError(
+            f"A JSON file in the model folder {folder} is broken: {error}. Copy the folder again."
+        ) from error
     if missing:
         raise ModelError(
             f"The model folder {folder} has no {' and no '.join(missing)}. Copy the missing "
@@ -159,4 +164,5 @@ def _from_hub(name: str) -> Path:
         wanted = WANTED if safe else [*WANTED, "pytorch_model*.bin"]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except trouble as error:
-        raise ConnectionError(f"{type(error).__name__}: {error}") from error
+        first_line = str(error).strip().split("\n")[0]
+        raise ConnectionError(f"{type(error).__name__}: {first_line}") from error

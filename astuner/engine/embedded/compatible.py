@@ -28,14 +28,13 @@ def choose_device(name: str) -> torch.device:
     """ "auto" takes CUDA, then MPS, then the CPU. Raises ModelError if it is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
-    device = torch.device(name)
     there = {"cuda": torch.cuda.is_available(), "mps": _has_mps(), "cpu": True}
-    if not there.get(device.type, False):
+    if not there.get(name.split(":")[0], False):
         raise ModelError(
             f"model.device is {name!r}, but this machine's torch ({torch.__version__}) has no "
             f'such device. Use "auto" or "cpu", or install a torch built for it.'
         )
-    return device
+    return torch.device(name)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -30,7 +30,13 @@ from tiny_training import (
 from astuner.engine.embedded.learner import Learner
 from astuner.engine.embedded.logprobs import token_logprobs
 from astuner.engine.embedded.weights import LoraSpec
-from astuner.engine.protocol import AdamParams, ForwardBackwardResult, LossOutput, LossSpec
+from astuner.engine.protocol import (
+    AdamParams,
+    ForwardBackwardResult,
+    LossInput,
+    LossOutput,
+    LossSpec,
+)
 from astuner.errors import EngineError
 from astuner.types import Sample
 
@@ -62,7 +68,7 @@ def group() -> list[Sample]:
 def forked() -> list[Sample]:
     """An episode of three turns that forks after the first and the second."""
     start = [(tokens(1, 9), False), (tokens(2, 4), True), (tokens(3, 5), False)]
-    shared = (sum((list(p) for p, _ in start), []), False)
+    shared = ([t for part, _ in start for t in part], False)
     return [
         sample("a", *start, (tokens(4, 6), True), (tokens(5, 3), False), (tokens(6, 2), True)),
         sample("b", shared, (tokens(7, 5), True), seed=1),
@@ -262,7 +268,7 @@ def test_kl_is_to_the_model_without_adapter(llama: Path) -> None:
 def test_proximal_logprobs_are_the_current_ones_where_unknown(llama: Path) -> None:
     seen: list[torch.Tensor] = []
 
-    def spy(inputs):  # noqa: ANN001, ANN202
+    def spy(inputs: LossInput) -> LossOutput:
         seen.append(inputs.proximal_logprobs)
         return policy_gradient(inputs)
 
@@ -313,7 +319,7 @@ def test_a_bad_sample_is_named_and_adds_nothing(llama: Path) -> None:
 
 
 def test_a_bad_loss_function_is_named(llama: Path) -> None:
-    def infinite(inputs):  # noqa: ANN001, ANN202
+    def infinite(inputs: LossInput) -> LossOutput:
         return LossOutput(inputs.logprobs.sum() / 0, {})
 
     mine = Learner(load_tiny(llama), lambda _: infinite, lambda _: k3, micro_batch_tokens=99)
