@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from astuner.chat.protocol import ChatCodec
 
-_UNFINISHED = "\ufffd"
+_NO_CHARACTER = "\ufffd"
 """How a tokenizer shows bytes that are no character (yet)."""
 
 
@@ -18,7 +18,9 @@ class Detokenizer:
     """Feed ids to `push`, and call `finish` at the end.
 
     Each step decodes only a short window: the ids of the last piece, which give the new
-    ones their context (some tokenizers drop a leading space), and those after it.
+    ones their context (some tokenizers drop a leading space), and those after it. A piece
+    is held back while a further byte could still change it: until its last character is
+    whole, and for tokenizers that spell rare words in bytes, until the spelling ends.
     """
 
     def __init__(self, codec: ChatCodec, *, skip_special: bool = True) -> None:
@@ -27,20 +29,24 @@ class Detokenizer:
         self._window: list[int] = []
         self._told = 0
         """How many ids of the window are already told."""
+        emoji = codec.encode("\N{SLIGHTLY SMILING FACE}").tolist()
+        self._stray_byte = [i for i in emoji if codec.decode([i]) == _NO_CHARACTER][:1]
 
     def push(self, ids: Sequence[int]) -> str:
-        """The text that these ids complete; "" while a character is unfinished."""
+        """The text that these ids complete; "" while it may still change."""
         self._window += ids
-        text = self._new_text()
-        return "" if text.endswith(_UNFINISHED) else self._tell(text)
+        text = self._new_text(self._window)
+        disturbed = self._new_text([*self._window, *self._stray_byte])
+        if text.endswith(_NO_CHARACTER) or not disturbed.startswith(text):
+            return ""
+        return self._tell(text)
 
     def finish(self) -> str:
-        """What is left: bytes that never became a character."""
-        return self._tell(self._new_text())
+        """What was held back."""
+        return self._tell(self._new_text(self._window))
 
-    def _new_text(self) -> str:
-        told = self._decode(self._window[: self._told])
-        return self._decode(self._window)[len(told) :]
+    def _new_text(self, window: list[int]) -> str:
+        return self._decode(window)[len(self._decode(window[: self._told])) :]
 
     def _tell(self, text: str) -> str:
         if text:

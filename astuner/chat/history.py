@@ -124,7 +124,7 @@ class History:
             place, parent = self._find(messages, wanted)
             if parent is None or not _extends(prompt_ids, parent):
                 place, parent = 0, None
-            own = (*messages[place:], reply_message)
+            own = (*messages[place:], dict(reply_message))
             entry = _Entry(call_id, wanted, prompt_ids, completion_ids, parent, own)
             chain = _chain([*messages, reply_message])
             self._entries.setdefault(chain[-1], []).append(entry)

@@ -121,7 +121,8 @@ class RenderersCodec:
                 span = slice(*attempt.token_span) if attempt.token_span else None
                 raw = self._tokens.decode(ids[span]) if span else attempt.raw
                 content = f"{content}\n{raw}" if content else raw
-        return structured(content, parsed.reasoning_content, calls, prompt_ids, completion_ids)
+        reasoning = (parsed.reasoning_content or "").strip() or None
+        return structured(content, reasoning, calls, prompt_ids, completion_ids)
 
     def encode(self, text: str) -> TokenIds:
         return self._tokens.encode(text)

@@ -97,13 +97,17 @@ class ChatTemplate:
             )
 
     def _read_source(self) -> str:
+        # Some tokenizers hold several templates, of which this is the one used by default.
         try:
-            return self._tokenizer.get_chat_template()
-        except ValueError as error:
+            source = self._tokenizer.get_chat_template()
+        except ValueError:
+            source = ""
+        if not source:
             raise ModelError(
                 f"The tokenizer of {self._name} has no chat template. Use an instruction-tuned "
                 "model, or name a chat format that fits it in model.renderer, e.g. qwen3."
-            ) from error
+            )
+        return source
 
     def _bent(self, message: Message) -> dict[str, Any]:
         bent = self._bend(message) if message.get("tool_calls") else dict(message)

@@ -23,7 +23,23 @@ WITH_REASONING = {"qwen3", "qwen3-bridge"}
 
 # Few pieces, chosen to merge with their neighbours and to look like markup.
 _pieces = st.sampled_from(
-    ["a", "The sum", " is 42", "\n", "\n\n", " ", "  ", "{", '"name"', "<", "think", "é", "你", "🙂", "."]
+    [
+        "a",
+        "The sum",
+        " is 42",
+        "\n",
+        "\n\n",
+        " ",
+        "  ",
+        "{",
+        '"name"',
+        "<",
+        "think",
+        "é",
+        "你",
+        "🙂",
+        ".",
+    ]
 )
 texts = st.lists(_pieces, max_size=6).map("".join)
 words = st.lists(_pieces, min_size=1, max_size=4).map("".join).filter(str.strip)

@@ -61,17 +61,24 @@ FAMILIES = {
 
 @cache
 def tokenizer(name: str) -> PreTrainedTokenizerFast:
-    family = FAMILIES[name]
+    return make(FAMILIES[name])
+
+
+def template_of(name: str) -> str:
+    return (HERE / "templates" / f"{name}.jinja").read_text().removesuffix("\n")
+
+
+def make(family: Family, template: str | None = None) -> PreTrainedTokenizerFast:
+    """A fresh tokenizer; `template` in place of the family's own."""
     base = Tokenizer.from_file(str(HERE / "tokenizers" / f"{family.vocabulary}.json"))
     base.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in family.special])
     base.add_tokens([AddedToken(t, normalized=False) for t in family.plain])
-    template = (HERE / "templates" / f"{family.template}.jinja").read_text().removesuffix("\n")
     return PreTrainedTokenizerFast(
         tokenizer_object=base,
         bos_token=family.bos,
         eos_token=family.eos,
         unk_token="<unk>" if family.vocabulary == "metaspace" else None,
-        chat_template=template,
+        chat_template=template_of(family.template) if template is None else template,
     )
 
 
