@@ -4,7 +4,8 @@
     ├── ConfigError            a key, a value or a file of the configuration
     ├── UserCodeError          a workflow, judge or dataset that cannot be used
     │   ├── LoadingError       "pkg.mod->Name" does not lead to an object
-    │   └── DataError          a dataset is empty, or one of its rows is bad
+    │   ├── DataError          a dataset is empty, or one of its rows is bad
+    │   └── RewardError        a judge or workflow gave something that is no finite reward
     ├── MissingDependency      an optional package is not installed
     ├── ModelError             the model's folder, weights, tokenizer or template
     ├── EngineError            the engine could not answer
@@ -45,6 +46,10 @@ class LoadingError(UserCodeError):
 
 class DataError(UserCodeError):
     """A dataset is missing, empty, or has a bad row; names file, line and field."""
+
+
+class RewardError(UserCodeError, ValueError):
+    """A reward is NaN, infinite or no number at all; fails the episode, never the run."""
 
 
 class MissingDependency(AstunerError):
