@@ -72,12 +72,14 @@ class History:
         None when there is none, when nothing follows the repeated part, or when another
         assistant message follows it, which was not sampled in that place.
         """
+        chain = _chain(messages)
         with self._lock:
-            place, entry = self._find(messages, _comparable_tools(tools))
-        if entry is None or any(m["role"] == "assistant" for m in messages[place:]):
+            place, entries = self._repeated(chain, messages, _comparable_tools(tools))
+        if not entries or any(m["role"] == "assistant" for m in messages[place:]):
             return None
         if place == len(messages):
             return None
+        entry = entries[0]
         return Match(
             entry.prompt_ids,
             entry.completion_ids,
@@ -96,15 +98,14 @@ class History:
         """
         if messages[-1]["role"] == "assistant":
             return "continues_assistant"
+        chain = _chain(messages)
         with self._lock:
-            place, repeated = self._find(messages, None)
-            if repeated is not None:
-                same, _ = self._find(messages, _comparable_tools(tools))
+            place, repeated = self._repeated(chain, messages, None)
+            if repeated:
+                same, _ = self._repeated(chain, messages, _comparable_tools(tools))
                 return "tools_changed" if same < place else "edited_history"
-            chain = _chain(messages)
-            for i, message in enumerate(messages):
+            for before, message in zip([b"", *chain], messages, strict=False):
                 told = message["role"] == "assistant"
-                before = chain[i - 1] if i else b""
                 if told and (comparable(message) in self._replies or before in self._asked):
                     return "edited_history"
         return "first"
@@ -120,25 +121,30 @@ class History:
     ) -> None:
         """Record an answered call."""
         wanted = _comparable_tools(tools)
+        *chain, last = _chain([*messages, reply_message])
         with self._lock:
-            place, parent = self._find(messages, wanted)
-            if parent is None or not _extends(prompt_ids, parent):
-                place, parent = 0, None
-            own = (*messages[place:], dict(reply_message))
+            place, entries = self._repeated(chain, messages, wanted)
+            parent = next((e for e in entries if _extends(prompt_ids, e)), None)
+            own = (*messages[place if parent else 0 :], dict(reply_message))
             entry = _Entry(call_id, wanted, prompt_ids, completion_ids, parent, own)
-            chain = _chain([*messages, reply_message])
-            self._entries.setdefault(chain[-1], []).append(entry)
-            self._asked.add(chain[-2])
+            self._entries.setdefault(last, []).append(entry)
+            self._asked.add(chain[-1])
             self._replies.add(comparable(reply_message))
 
-    def _find(self, messages: Sequence[Message], tools: str | None) -> tuple[int, _Entry | None]:
-        """The longest repeated part and its latest call; any tools where `tools` is None."""
-        chain = _chain(messages)
+    def _repeated(
+        self, chain: Sequence[bytes], messages: Sequence[Message], tools: str | None
+    ) -> tuple[int, list[_Entry]]:
+        """How many messages the longest recorded calls cover that `messages` repeat, and
+        these calls, the latest first; with any tools where `tools` is None."""
         for place in range(len(chain), 0, -1):
-            for entry in reversed(self._entries.get(chain[place - 1], ())):
-                if tools in (None, entry.tools) and _same_reasoning(entry, messages):
-                    return place, entry
-        return 0, None
+            entries = [
+                entry
+                for entry in reversed(self._entries.get(chain[place - 1], ()))
+                if tools in (None, entry.tools) and _same_reasoning(entry, messages)
+            ]
+            if entries:
+                return place, entries
+        return 0, []
 
 
 def _chain(messages: Sequence[Message]) -> list[bytes]:
