@@ -9,10 +9,12 @@ Failure here; what a reward must look like is the business of `task_judge`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from astuner.task_judge import Judge, RewardError, Verdict, score
+from astuner.errors import RewardError
+from astuner.task_judge import Judge, Verdict, score
 from astuner.task_runner.loop_thread import Ended, LoopThread, run_here
-from astuner.task_runner.rewards import Score, bad_reward, turn_score
+from astuner.task_runner.rewards import Score, bad_reward, checked
 from astuner.task_runner.stacks import raised_at, user_traceback
 from astuner.types import Failure, FailureKind, WorkflowOutput, WorkflowTask
 
@@ -76,13 +78,12 @@ class Judging:
 def _as_score(ended: Ended[Verdict], output: WorkflowOutput, num_calls: int) -> Score:
     error, verdict = ended.error, ended.value
     if isinstance(error, RewardError):
-        return bad_reward(str(error))
+        return bad_reward(f"The judge's reward cannot be used. {error}")
     if error is not None or verdict is None:
         return Score(failure=_judge_failure(error))
-    success = output.is_success if verdict.is_success is None else verdict.is_success
-    if verdict.turn_rewards is not None:
-        return turn_score(verdict.turn_rewards, num_calls, success, "The judge")
-    return Score(verdict.reward, None, success)
+    if verdict.is_success is None:
+        verdict = replace(verdict, is_success=output.is_success)
+    return checked(verdict, num_calls, "judge")
 
 
 def _judge_failure(error: BaseException | None) -> Failure:

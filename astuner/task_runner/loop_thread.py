@@ -95,11 +95,12 @@ class Running(Generic[T]):
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
+        ended: Ended[T]
         try:
             self._coroutine = self._work()
             ended = Ended(await self._coroutine)
         except BaseException as error:  # the boundary: SystemExit ends the episode, not the run
-            ended = Ended[T](None, error)
+            ended = Ended(None, error)
         self._ended.set_result(ended)
 
 

@@ -94,9 +94,11 @@ class EpisodeRunner:
         self._workflow_cls = check_workflow(workflow_cls)
         self._server = server
         self._settings = settings
-        self._judging = judge and Judging(
-            judge, settings.judge_timeout, in_caller_thread=settings.in_caller_thread
-        )
+        self._judging = None
+        if judge is not None:
+            self._judging = Judging(
+                judge, settings.judge_timeout, in_caller_thread=settings.in_caller_thread
+            )
         self._live: dict[str, LiveEpisode] = {}
         self._left_behind: list[LoopThread] = []
         self._warned = False

@@ -64,14 +64,12 @@ def check_workflow(obj: Any) -> type[Workflow]:
     name = obj.__qualname__
     if obj.execute is Workflow.execute:
         raise UserCodeError(f"{name} does not define execute(workflow_task, tuner). {HOW_TO}")
-    if not callable(obj.execute):
-        raise UserCodeError(f"{name}.execute is {obj.execute!r}, not a function. {HOW_TO}")
+    signature = inspect.signature(obj.execute)
     try:
-        inspect.signature(obj.execute).bind(cast(Any, None), workflow_task=None, tuner=None)
+        signature.bind(None, None, None)
     except TypeError as error:
         raise UserCodeError(
-            f"{name}.execute{inspect.signature(obj.execute)} cannot be called with "
-            f"(workflow_task=..., tuner=...): {error}. {HOW_TO}"
+            f"{name}.execute{signature} must take (self, workflow_task, tuner): {error}. {HOW_TO}"
         ) from None
     required = [key for key, field in obj.model_fields.items() if field.is_required()]
     if required:
