@@ -153,6 +153,8 @@ class ChatChunks:
 
     async def _emit(self, choices: list[dict[str, Any]], **more: Any) -> None:
         head = self._serving.envelope("chat.completion.chunk", _response_id(self._replies[0]))
+        if self._chat.request.return_token_ids and not self._events.started:
+            head["prompt_token_ids"] = self._chat.turn.prompt_ids.tolist()
         await self._events.send({**head, "choices": choices, **more})
 
 

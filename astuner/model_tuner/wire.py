@@ -143,9 +143,12 @@ def parse_request(kind: type[R], data: Mapping[str, Any]) -> R:
         # An explicit null means the same as leaving the field out.
         request = kind.model_validate({k: v for k, v in data.items() if v is not None})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        # The alternatives of a union are noise to whoever reads the message.
-        param = ".".join(str(p) for p in first["loc"] if not _is_type_name(p))
+        errors = error.errors(include_url=False, include_context=False)
+        # Of a union's alternatives, the one that got furthest is the one that was meant.
+        field = [e for e in errors if e["loc"][:1] == errors[0]["loc"][:1]]
+        first = max(field, key=lambda e: len(e["loc"]))
+        parts = [p for p in first["loc"] if not _is_type_name(p)]
+        param = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
         raise RequestError(
             f"Invalid {param or 'request'}: {first['msg']} (seen: {_short(first['input'])}).",
             code="missing_required_parameter" if first["type"] == "missing" else "invalid_value",
@@ -169,7 +172,8 @@ def _unsupported(name: str, value: Any) -> RequestError:
 
 
 def _is_type_name(part: str | int) -> bool:
-    return isinstance(part, str) and ("[" in part or part in {"str", "dict", "constrained-str"})
+    """Whether this part of a pydantic location names an alternative of a union."""
+    return isinstance(part, str) and ("[" in part or part in {"str", "dict"})
 
 
 def _short(value: Any) -> str:

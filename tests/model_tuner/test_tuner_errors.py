@@ -48,7 +48,7 @@ def chat(**fields: Any) -> dict[str, Any]:
         (chat(temperature=-1), "temperature", "invalid_value", "greater than or equal to 0"),
         (chat(n=0), "n", "invalid_value", "greater than or equal to 1"),
         (chat(max_tokens=0), "max_tokens", "invalid_value", "seen: 0"),
-        (chat(stop=""), "stop", "invalid_value", "at least 1 character"),
+        (chat(stop=""), "stop[0]", "invalid_value", "at least 1 character"),
         (chat(stop=["a"] * 17), "stop", "invalid_value", "at most 16"),
         (chat(top_logprobs=2), "top_logprobs", "invalid_request", "needs logprobs"),
         ({"model": "m"}, "messages", "missing_required_parameter", "messages"),

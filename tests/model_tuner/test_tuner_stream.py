@@ -167,7 +167,7 @@ def test_what_is_shown_when(text: str, options: Any, parts: list[str]) -> None:
 
 def test_a_tag_that_turned_out_to_be_text_is_shown_later() -> None:
     parts = grown("a < b and so on and on")
-    assert [p for p in parts if p] == ["a", " < b and so on a", "n", "d", " o", "n"]
+    assert [p for p in parts if p] == ["a", " < b and so on and", " o", "n"]
 
 
 def test_parsing_again_is_spaced_out() -> None:
@@ -180,6 +180,6 @@ def test_parsing_again_is_spaced_out() -> None:
     deltas, whole = Deltas(read, StopStrings((), ByteCodec()), tools=False), [97] * 2000
     for n in range(2000):
         deltas.grow(whole[: n + 1])
-    assert lengths[:64] == list(range(1, 65))
+    assert lengths[:63] == list(range(1, 64))
     assert len(lengths) < 200
     assert sum(lengths) < 40 * 2000
