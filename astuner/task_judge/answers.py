@@ -28,7 +28,7 @@ _NUMBER = re.compile(
 )
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _CLOSE = Decimal("1e-6")
-"""Numbers are equal if they differ by less than this, times the reference if below 1."""
+"""Numbers are equal if they differ by no more (below 0.01: by one part in 10,000)."""
 
 
 def answer_text(output: WorkflowOutput, config: TaskJudgeConfig) -> str:
@@ -53,7 +53,7 @@ def reference(task: WorkflowTask, config: TaskJudgeConfig) -> Any:
     value = task.metadata.get(config.answer_key)
     if value is None:
         raise DataError(
-            f"The task {task.task_id!r} has no reference answer: its metadata has "
+            f"The task {task.task.task_id!r} has no reference answer: its metadata has "
             f"{sorted(task.metadata)}, not {config.answer_key!r}. Set "
             "astuner.task_reader.fields.answer or astuner.task_judge.answer_key."
         )
@@ -66,8 +66,9 @@ def reference_text(task: WorkflowTask, config: TaskJudgeConfig) -> str:
 
 
 def final_part(text: str) -> str:
-    """What follows the last "####", or the whole text where there is none."""
-    return text.rpartition(_MARK)[2].strip()
+    """The line that follows the last "####", or the whole text where there is none."""
+    _, mark, part = text.rpartition(_MARK)
+    return part.strip().partition("\n")[0].strip() if mark else part.strip()
 
 
 def boxed(text: str) -> str | None:
@@ -79,15 +80,14 @@ def boxed(text: str) -> str | None:
 def last_number(text: str) -> tuple[Decimal, bool] | None:
     """The final number of a text, and whether a percent sign follows it.
 
-    Looks in the last \\boxed{...} or after the last "####" first. Reads thousands
-    separators, currency signs, exponents and simple fractions.
+    Looks in the last \\boxed{...} first, then for the number right after the last "####",
+    then for the last of all. Reads thousands separators, currency signs, exponents and
+    simple fractions.
     """
-    inner = boxed(text)
-    for part in (inner, final_part(text) if _MARK in text else None, text):
-        matches = list(_NUMBER.finditer(part or ""))
-        if matches:
-            return _value(matches[-1])
-    return None
+    marked = _NUMBER.search(final_part(text)) if _MARK in text else None
+    boxes = list(_NUMBER.finditer(boxed(text) or ""))
+    found = boxes[-1:] or ([marked] if marked else list(_NUMBER.finditer(text))[-1:])
+    return _value(found[0]) if found else None
 
 
 def lone_number(text: str) -> Decimal | None:
@@ -109,7 +109,7 @@ def same_number(answer: tuple[Decimal, bool], wanted: tuple[Decimal, bool]) -> b
 def _close(a: Decimal, b: Decimal) -> bool:
     if a == a.to_integral_value() and b == b.to_integral_value():
         return a == b
-    return abs(a - b) <= _CLOSE * min(Decimal(1), abs(b))
+    return abs(a - b) <= _CLOSE * min(Decimal(1), 100 * abs(b))
 
 
 def _value(match: re.Match[str]) -> tuple[Decimal, bool] | None:

@@ -35,8 +35,8 @@ class ReasoningGym:
         made = task.metadata.get("reasoning_gym")
         if not isinstance(made, dict):
             raise DataError(
-                f"The task {task.task_id!r} does not come from the reasoning_gym task reader: its "
-                f"metadata has {sorted(task.metadata)}. Choose another judge_type for this data."
+                f"The task {task.task.task_id!r} does not come from the reasoning_gym task reader: "
+                f"its metadata has {sorted(task.metadata)}. Choose another judge_type for this data."
             )
         answer = _final(answer_text(output, self._config))
         if not answer:

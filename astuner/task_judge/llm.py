@@ -24,9 +24,10 @@ _FORM = (
 )
 _NUMBER = r"(-?\d+(?:\.\d+)?|-?\.\d+)"
 _NAMED = re.compile(
-    rf"(?:score|rating|grade)\W{{0,8}}(?:is\W{{1,4}})?{_NUMBER}(?:\s*/\s*(\d+(?:\.\d+)?))?", re.I
+    rf"(?:score|rating|grade)[^\w.-]{{0,8}}(?:is[^\w.-]{{1,4}})?{_NUMBER}(?:\s*/\s*(\d+(?:\.\d+)?))?",
+    re.I,
 )
-_BARE = re.compile(rf"\W*{_NUMBER}(?:\s*/\s*(\d+(?:\.\d+)?))?\W*")
+_BARE = re.compile(rf"[^\w.-]*{_NUMBER}(?:\s*/\s*(\d+(?:\.\d+)?))?\W*")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
 

@@ -23,7 +23,7 @@ class NumberMatch:
         wanted = last_number(text)
         if wanted is None:
             raise DataError(
-                f"The reference answer of the task {task.task_id!r} holds no number: "
+                f"The reference answer of the task {task.task.task_id!r} holds no number: "
                 f"{text[:80]!r}. "
                 "Choose another astuner.task_judge.judge_type, or another answer_key."
             )
