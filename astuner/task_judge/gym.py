@@ -36,7 +36,7 @@ class ReasoningGym:
         if not isinstance(made, dict):
             raise DataError(
                 f"The task {task.task.task_id!r} does not come from the reasoning_gym task reader: "
-                f"its metadata has {sorted(task.metadata)}. Choose another judge_type for this data."
+                f"its metadata has {sorted(task.metadata)}. Choose another judge_type."
             )
         answer = _final(answer_text(output, self._config))
         if not answer:

@@ -51,7 +51,8 @@ class MathVerify:
 
 
 class Comparer:
-    """The child process; one comparison at a time, from any thread."""
+    """The child process; one comparison at a time, from any thread. If we are killed, its
+    stdin ends, and so does it."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -67,6 +68,7 @@ class Comparer:
         with self._lock:
             if self._child is None or self._child.poll() is not None:
                 self._child = _start()
+                weakref.finalize(self, self._child.kill)  # also at exit
             line = _ask(self._child, request, self._seconds)
         if line:
             return json.loads(line)
@@ -84,7 +86,6 @@ def _start() -> subprocess.Popen[str]:
         text=True,
         encoding="utf-8",
     )
-    weakref.finalize(child, child.kill)  # at exit; if we are killed, its stdin ends
     if _ask(child, None, _START_SECONDS).strip() != "ready":
         raise EngineError(
             "The process that compares mathematical answers did not start. "
