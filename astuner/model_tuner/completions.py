@@ -74,19 +74,31 @@ class Completions(Endpoint):
         )
 
 
-def encode_prompts(
-    prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], codec: ChatCodec
-) -> list[TokenIds]:
-    """Each prompt as ids [T]. Raises RequestError for an empty one."""
-    one_only = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], int))
-    many: Sequence[Any] = [prompt] if one_only else prompt
-    prompts = [
-        codec.encode(one) if isinstance(one, str) else token_ids(cast("list[int]", one))
-        for one in many
-    ]
+def encode_prompts(prompt: object, codec: ChatCodec) -> list[TokenIds]:
+    """Each prompt as ids [T]. Raises RequestError for an empty one or another type."""
+    many = [prompt] if isinstance(prompt, str) or _are_ids(prompt) else prompt
+    prompts: list[TokenIds] = []
+    for one in cast("list[object]", many) if isinstance(many, list) else ():
+        if isinstance(one, str):
+            prompts.append(codec.encode(one))
+        elif _are_ids(one):
+            prompts.append(token_ids(cast("list[int]", one)))
+        else:
+            prompts.clear()
+            break
     if not prompts or not all(len(p) for p in prompts):
-        raise RequestError("prompt must not be empty.", code="invalid_value", param="prompt")
+        raise RequestError(
+            "prompt must be a text, token ids (integers from 0), or a list of either, "
+            "and none may be empty.",
+            code="invalid_value",
+            param="prompt",
+        )
     return prompts
+
+
+def _are_ids(prompt: object) -> bool:
+    ids = cast("list[object]", prompt) if isinstance(prompt, list) else []
+    return len(ids) > 0 and all(type(i) is int and 0 <= i < 2**31 for i in ids)
 
 
 class Shown:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from astuner.errors import (
@@ -114,7 +114,8 @@ class ChatRequest(SamplingFields):
 
 
 class CompletionRequest(SamplingFields):
-    prompt: str | list[str] | list[NonNegativeInt] | list[list[NonNegativeInt]]
+    prompt: Any
+    """Text, token ids, or a list of either; checked where it is encoded."""
     max_tokens: int | None = Field(16, ge=1)
     """OpenAI's default for this endpoint."""
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -143,10 +144,8 @@ def parse_request(kind: type[R], data: Mapping[str, Any]) -> R:
         # An explicit null means the same as leaving the field out.
         request = kind.model_validate({k: v for k, v in data.items() if v is not None})
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False)
-        # Of a union's alternatives, the one that got furthest is the one that was meant.
-        field = [e for e in errors if e["loc"][:1] == errors[0]["loc"][:1]]
-        first = max(field, key=lambda e: len(e["loc"]))
+        first = error.errors(include_url=False, include_context=False)[0]
+        # The alternatives of a union are noise to whoever reads the message.
         parts = [p for p in first["loc"] if not _is_type_name(p)]
         param = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
         raise RequestError(

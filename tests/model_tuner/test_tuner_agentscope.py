@@ -46,8 +46,10 @@ class _NoAgentscope:
 @needs_agentscope
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_agent_of_theirs_calls_a_tool(make: Make, stream: bool) -> None:
-    from agentscope_agent import ask_agent  # type: ignore[import-not-found]
+    from agentscope_agent import ask_agent, reads_streams
 
+    if stream and not reads_streams():
+        pytest.skip("this agentscope cannot read the streams of this openai SDK")
     call = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
     world = make(call, "It is 3.", max_context=100_000)
     world.server.start()

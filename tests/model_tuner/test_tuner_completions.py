@@ -95,10 +95,12 @@ async def test_streamed_text(make: Make) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"prompt": ""}, "prompt must not be empty"),
-        ({"prompt": []}, "prompt must not be empty"),
-        ({"prompt": [[1], []]}, "prompt must not be empty"),
-        ({"prompt": [-1]}, "greater than or equal to 0"),
+        ({"prompt": ""}, "none may be empty"),
+        ({"prompt": []}, "none may be empty"),
+        ({"prompt": [[1], []]}, "none may be empty"),
+        ({"prompt": {"a": 1}}, "a list of either"),
+        ({"prompt": ["a", 1]}, "a list of either"),
+        ({"prompt": [-1]}, "integers from 0"),
         ({"prompt": "x", "echo": True}, "echo=True cannot be honoured"),
         ({"prompt": "x", "suffix": "y"}, "suffix='y' cannot be honoured"),
         ({"prompt": "x", "best_of": 2}, "Use `n`"),

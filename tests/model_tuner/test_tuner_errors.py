@@ -76,7 +76,7 @@ def chat(**fields: Any) -> dict[str, Any]:
             chat(tools=[{"type": "function", "function": {"name": "add"}}], tool_choice="any"),
             "tool_choice",
             "invalid_value",
-            "'any' is not",
+            "any.{1,2} is not",
         ),
     ],
 )
