@@ -16,18 +16,10 @@ if TYPE_CHECKING:
     from astuner.model_tuner.session import Problem
 
 
-def workflow_raised(name: str, error: BaseException, problems: Sequence[Problem]) -> Failure:
-    """`execute` raised: the engine's failure if the engine failed one of its calls."""
+def workflow_raised(name: str, error: BaseException) -> Failure:
+    """`execute` raised."""
     at = f" at {place}" if (place := raised_at(error)) else ""
     message = f"{name} raised {type(error).__name__}{at}: {error}"
-    infrastructure = [p for p in problems if p.kind is not FailureKind.WORKFLOW]
-    if infrastructure:
-        return Failure(
-            FailureKind.ENGINE,
-            f"The engine failed a call: {infrastructure[-1].message} Then {message}",
-            user_traceback(error),
-            retriable=True,
-        )
     return Failure(FailureKind.WORKFLOW, message, user_traceback(error))
 
 
@@ -42,11 +34,25 @@ def wrong_type(name: str, output: object) -> Failure:
     )
 
 
-def overdue(timeout: float, where: str, left_behind: bool) -> Failure:
+def overdue(timeout: float, where: str, *, calls_in_flight: int, left_behind: bool) -> Failure:
     """`execute` did not return in time; `where` is where it stood."""
-    hung = " It blocks its thread, which was left behind." if left_behind else ""
+    message = f"The workflow did not return within rollout.episode_timeout = {timeout:g} s."
+    if calls_in_flight:
+        message += f" {calls_in_flight} of its LLM calls were still being answered."
+    if left_behind:
+        message += " It blocks its thread, which was left behind."
+    return Failure(FailureKind.TIMEOUT, message, where)
+
+
+def blame_engine(failure: Failure, problems: Sequence[Problem]) -> Failure:
+    """The same failure, as the engine's, if the engine failed one of the episode's calls:
+    worth another attempt, whatever the workflow made of it."""
+    infrastructure = [p for p in problems if p.kind is not FailureKind.WORKFLOW]
+    if not infrastructure:
+        return failure
     return Failure(
-        FailureKind.TIMEOUT,
-        f"The workflow did not return within rollout.episode_timeout = {timeout:g} s.{hung}",
-        where,
+        FailureKind.ENGINE,
+        f"The engine failed a call: {infrastructure[-1].message} Then: {failure.message}",
+        failure.traceback,
+        retriable=True,
     )

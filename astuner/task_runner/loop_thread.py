@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from astuner.errors import EngineError
 from astuner.task_runner.stacks import waiting_at
 
 T = TypeVar("T")
@@ -111,7 +112,7 @@ class LoopThread:
         self._lock = threading.Lock()
         self._closed = False
         self._stopping = False
-        self._loop = asyncio.new_event_loop()
+        self._loop = _new_loop()
         self._loop.set_default_executor(_DaemonExecutor())
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -170,6 +171,17 @@ class LoopThread:
         if left:
             await asyncio.wait(left, timeout=LINGER)
         await self._loop.shutdown_asyncgens()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Raises EngineError when the process may open no more files (each loop needs three)."""
+    try:
+        return asyncio.new_event_loop()
+    except OSError as error:
+        raise EngineError(
+            f"Cannot start another episode: {error}. Lower rollout.max_env_worker, or allow "
+            "more open files (ulimit -n)."
+        ) from error
 
 
 async def run_here(work: Work[T]) -> Ended[T]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from astuner.context_tracker import build_samples
 from astuner.model_tuner.session import Problem, SessionSampling, SessionSpec
 from astuner.task_judge import Judge
-from astuner.task_runner.failures import overdue, workflow_raised, wrong_type
+from astuner.task_runner.failures import blame_engine, overdue, workflow_raised, wrong_type
 from astuner.task_runner.judging import Judging
 from astuner.task_runner.live import LiveEpisode
 from astuner.task_runner.loop_thread import Ended, LoopThread, Running, Work, run_here
@@ -139,12 +139,12 @@ class EpisodeRunner:
             finally:
                 session.close()
             calls = tuple(sorted(session.calls, key=lambda call: call.started_at))
-            targets, result = self._classify(ended, session)
+            targets, result = self._classify(ended)
             if isinstance(result, WorkflowOutput):
                 result = _with_last_reply(result, calls)
                 score = await self._score(workflow_task, result, len(calls), live)
             else:
-                score = Score(failure=result)
+                score = Score(failure=blame_engine(result, session.problems))
         if score.failure is None and not calls:
             self._warn_no_calls(workflow_task)
         return Episode(
@@ -237,17 +237,22 @@ class EpisodeRunner:
         self, running: Running[_Returned], thread: LoopThread, session: Session
     ) -> Failure:
         """End an episode whose time is over, or leave its thread behind."""
-        where = running.where()
+        where, calls_in_flight = running.where(), session.in_flight
         session.close()
         running.cancel()
         left_behind = await running.wait(self._settings.grace) is None
         if left_behind:
             thread.interrupt()
             self._left_behind.append(thread)
-        return overdue(self._settings.episode_timeout, where, left_behind)
+        return overdue(
+            self._settings.episode_timeout,
+            where,
+            calls_in_flight=calls_in_flight,
+            left_behind=left_behind,
+        )
 
     def _classify(
-        self, ended: Ended[_Returned] | Failure, session: Session
+        self, ended: Ended[_Returned] | Failure
     ) -> tuple[frozenset[str] | None, WorkflowOutput | Failure]:
         """Trainable targets, and the output or why there is none."""
         targets = declared_targets(self._workflow_cls)
@@ -255,7 +260,7 @@ class EpisodeRunner:
         if isinstance(ended, Failure):
             return targets, ended
         if ended.error is not None:
-            return targets, workflow_raised(name, ended.error, session.problems)
+            return targets, workflow_raised(name, ended.error)
         returned = ended.value
         if returned is None or not isinstance(returned.output, WorkflowOutput):
             return targets, wrong_type(name, returned and returned.output)

@@ -29,7 +29,7 @@ def learning_curve(run_dir: Path) -> Path | None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        log.info('No learning curve: matplotlib is missing (pip install "astuner[plot]").')
+        log.warning('No learning curve: matplotlib is missing (pip install "astuner[plot]").')
         return None
     figure: Any = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from rich.console import Console
@@ -54,21 +54,29 @@ class _Counted(ProgressColumn):
 class RunDisplay:
     """Live progress of one run. `close` it, or use it as a context manager."""
 
-    def __init__(self, console: Console | None = None, *, step_lines: bool = False) -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        step_lines: bool = False,
+        episodes: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`step_lines` prints a line for each step; leave it off where the sink "console"
-        does so already."""
+        does so already. `episodes` says how many a stage consists of, e.g. {"rollout": 64}.
+        The live lines start with the first stage."""
         self.console = console or Console()
         self._step_lines = step_lines
+        self._episodes = episodes or {}
+        self._clock = clock
         self._stage = ""
         self._facts: dict[str, str] = {}
         self._failures: Counter[str] = Counter()
-        self._times: deque[float] = deque([time.monotonic()], maxlen=RECENT + 1)
+        self._times: deque[float] = deque(maxlen=RECENT + 1)
         self._progress: Progress | None = None
         self._steps: TaskID | None = None
         self._inner: TaskID | None = None
-        if self.console.is_terminal and not self.console.is_jupyter:
-            self._progress = self._live()
-            self._progress.start()
+        self._closed = False
 
     def __enter__(self) -> RunDisplay:
         return self
@@ -80,21 +88,23 @@ class RunDisplay:
 
     def stage(self, name: str, step: int = 0, total: int = 0) -> None:
         """A stage begins. `total` is the number of steps of the run, if it is known."""
-        words = NAMES.get(name, name)
-        if self._progress is None:
+        words = self._stage = NAMES.get(name, name)
+        if name == "rollout" and not self._times:
+            self._times.append(self._clock())  # the first step begins
+        self._start()
+        if self._progress is None or self._inner is None or self._steps is None:
             if name not in NAMES or name == "eval":
                 self._print(f"{words} ...")
-        else:
-            if total and self._steps is not None:
-                self._progress.update(self._steps, total=total, visible=True)
-            if self._inner is not None:
-                self._progress.reset(self._inner, total=None, description=words)
-        self._stage = words
+            return
+        if total:
+            self._progress.update(self._steps, total=total, visible=True)
+        self._progress.remove_task(self._inner)
+        self._inner = _stage_task(self._progress, words, self._episodes.get(name))
 
-    def expect(self, total: int, unit: str = "episodes") -> None:
-        """The running stage consists of so many things; `advance` counts them."""
+    def expect(self, total: int) -> None:
+        """The running stage consists of so many episodes; `advance` counts them."""
         if self._progress is not None and self._inner is not None:
-            self._progress.update(self._inner, total=total, completed=0, unit=unit)
+            self._progress.update(self._inner, total=total, completed=0)
 
     def advance(self, count: int = 1) -> None:
         if self._progress is not None and self._inner is not None:
@@ -116,7 +126,7 @@ class RunDisplay:
 
     def step_done(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """A training step is completed."""
-        self._times.append(time.monotonic())
+        self._times.append(self._clock())
         left = self._seconds_left(total - step)
         if (reward := metrics.get("reward/mean")) is not None:
             self._facts["reward"] = f"reward [green]{reward:.3f}[/]"
@@ -152,11 +162,19 @@ class RunDisplay:
 
     def close(self) -> None:
         """Leave the terminal as it was. Safe to call twice."""
+        self._closed = True
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
     # ---------------------------------------------------------------- how it is shown
+
+    def _start(self) -> None:
+        """Show live lines, once, where there is a terminal for them."""
+        shown = self.console.is_terminal and not self.console.is_jupyter
+        if shown and self._progress is None and not self._closed:
+            self._progress = self._live()
+            self._progress.start()
 
     def _live(self) -> Progress:
         progress = Progress(
@@ -170,7 +188,7 @@ class RunDisplay:
             refresh_per_second=4,
         )
         self._steps = progress.add_task("step", total=None, visible=False, facts="", unit="")
-        self._inner = progress.add_task("starting", total=None, facts="", unit="")
+        self._inner = _stage_task(progress, "starting", None)
         return progress
 
     def _show(self, **facts: str) -> None:
@@ -185,3 +203,7 @@ class RunDisplay:
     def _seconds_left(self, steps: int) -> float:
         spans = len(self._times) - 1
         return max(0, steps) * (self._times[-1] - self._times[0]) / max(1, spans)
+
+
+def _stage_task(progress: Progress, words: str, total: int | None) -> TaskID:
+    return progress.add_task(words, total=total, facts="", unit="episodes")

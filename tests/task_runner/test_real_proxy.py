@@ -133,6 +133,7 @@ async def test_a_call_in_the_air_is_cancelled_at_the_deadline() -> None:
     assert episode.failure is not None
     assert episode.failure.kind is FailureKind.TIMEOUT
     assert "client.chat.completions.create" in episode.failure.traceback
+    assert "1 of its LLM calls were still being answered." in episode.failure.message
     assert "left behind" not in episode.failure.message  # the client was answered, so it ended
     assert (engine.cancelled, engine.finished) == (1, 0)
     assert episode.calls == ()

@@ -211,6 +211,21 @@ async def test_the_engines_failure_is_infrastructure() -> None:
     assert "Out of memory." in message
 
 
+async def test_the_engines_failure_is_seen_behind_what_the_workflow_made_of_it() -> None:
+    def swallows(tuner: Any) -> None:
+        try:
+            tuner.engine_fails()
+        except ConnectionError:
+            return
+
+    kind, message, _, retriable = failure(await run(workflow(swallows)))
+    assert (kind, retriable) == (FailureKind.ENGINE, True)
+    assert message == (
+        "The engine failed a call: Out of memory. Then: Made.execute returned None (is a return "
+        "missing?); it must return a WorkflowOutput, e.g. WorkflowOutput(reward=1.0)."
+    )
+
+
 async def test_a_refused_request_is_the_workflows_own_bug() -> None:
     kind, message, _, retriable = failure(await run(workflow(lambda tuner: tuner.refuse())))
     assert (kind, retriable) == (FailureKind.WORKFLOW, False)

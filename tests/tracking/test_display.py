@@ -59,15 +59,45 @@ def test_text_of_users_is_not_read_as_markup() -> None:
 
 def test_a_terminal_gets_stage_step_reward_speed_and_time_left() -> None:
     out = io.StringIO()
-    with RunDisplay(Console(file=out, force_terminal=True, width=120)) as display:
+    console = Console(file=out, force_terminal=True, width=120)
+    with RunDisplay(console, episodes={"rollout": 64}) as display:
+        assert out.getvalue() == ""  # nothing live before the first stage
         display.stage("rollout", 1, 40)
-        display.expect(64)
         display.advance(12)
         display.episode(failed())
         display.evaluated(0, Result(0.5, 64))
         display.step_done(1, 40, {"reward/mean": 0.25, "speed/sampled_tokens_per_second": 532.0})
         display._progress.refresh()
     text = out.getvalue()
+    shown_cursor, hidden_cursor = "\x1b[?25h", "\x1b[?25l"
+    assert text.count(shown_cursor) == text.count(hidden_cursor) == 1
     for said in ("rolling out", "13/64 episodes", "1/40", "0.250", "532 tok/s", "left", "0.500"):
         assert said in text
     assert "1 failed" in text
+
+
+def test_a_new_stage_does_not_inherit_the_count_of_the_last() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120)
+    with RunDisplay(console, episodes={"rollout": 64}) as display:
+        display.stage("rollout", 1, 40)
+        display.stage("train", 1, 40)
+        display._progress.refresh()
+        assert [(t.description, t.total) for t in display._progress.tasks] == [
+            ("step", 40),
+            ("training", None),
+        ]
+
+
+def test_the_time_left_is_that_of_the_latest_steps() -> None:
+    # loading and the first validation, until 100, are not steps
+    times = iter([100.0, 110.0, 130.0])
+    out = io.StringIO()
+    display = RunDisplay(Console(file=out, width=100), step_lines=True, clock=lambda: next(times))
+    display.stage("rollout", 1, 10)
+    display.step_done(1, 10, {})
+    display.step_done(2, 10, {})
+    assert out.getvalue().splitlines() == [
+        "step    1  of 10, 1 min 30 s left",  # 9 steps of 10 s
+        "step    2  of 10, 2 min 00 s left",  # 8 of 15
+    ]
