@@ -1,0 +1,97 @@
+"""The command line: what it prints, what it imports, and its exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from astuner.cli import main
+from tests.tiny_run import tiny_job
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def conf(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A YAML of the tiny job, with its tasks in a file."""
+    rows = tmp_path / "tasks.jsonl"
+    rows.write_text("".join(f'{{"question": "say {i}"}}\n' for i in range(4)))
+    job = tiny_job(tiny_model_dir, tmp_path / "runs", total_steps=1)
+    job.set_data("jsonl", rows, validation=rows)
+    job._unnamed.clear()
+    return job.dump_job_as_yaml(tmp_path / "tiny.yaml")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom astuner.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'pydantic', 'omegaconf', 'rich'} & set(sys.modules)\n"
+        "sys.exit(str(sorted(heavy)) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "astuner explain" in done.stdout
+
+
+def test_tune_then_eval_then_chat(
+    conf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--conf", str(conf), "trainer_common.val_before_train=false"]) == 0
+    out = capsys.readouterr().out
+    assert "held-out score" in out
+    assert "astuner chat" in out
+    run_dir = tmp_path / "runs" / "tiny"
+    assert main(["eval", "--conf", str(conf), "--adapter", str(run_dir)]) == 0
+    assert "held-out score" in capsys.readouterr().out
+    assert main(["chat", str(run_dir), "--message", "hello"]) == 0
+
+
+def test_a_typo_in_a_key_names_line_and_nearest_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("astuner:\n  rollout:\n    num_repeats: 4\n")
+    assert main(["--conf", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert "x.yaml:3" in err
+    assert "astuner.rollout.num_repeat" in err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "said"),
+    [
+        (["backbone=trinity"], 2, "not part of this version"),
+        (["--backbone", "lokal"], 2, "local"),
+        (["rollout.user_workflow=no.such.module->X"], 3, "no.such.module"),
+        (["rollout.user_workflow=tests.tiny_run->NoSuch"], 3, "NoSuch"),
+        (["model.path=/no/such/folder"], 5, "/no/such/folder"),
+        (["task_reader.jsonl_dataset_file.training.file_path=/no/file.jsonl"], 3, "/no/file"),
+        (["model_tuner.port=99999"], 2, "port"),
+    ],
+)
+def test_trouble_has_a_message_and_an_exit_code(
+    conf: Path, overrides: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--conf", str(conf), *overrides]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_resume_without_a_run_says_so(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--conf", str(conf), "--resume"]) == 2
+    assert "no run folder" in capsys.readouterr().err
+
+
+def test_explain_shows_origin(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "--conf", str(conf), "--set-only", "seed=3"]) == 0
+    out = capsys.readouterr().out
+    assert "seed" in out
+    assert "command line" in out
+
+
+def test_doctor_says_that_local_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    assert "local" in capsys.readouterr().out
