@@ -14,9 +14,9 @@ import numpy as np
 
 from astuner.chat.messages import parse_arguments
 from astuner.chat.protocol import Message, ParsedReply, Tool
-from astuner.chat.reply import structured
+from astuner.chat.reply import cut_at_stop, structured
 from astuner.chat.tokens import Tokens
-from astuner.chat.tool_formats import FoundCall
+from astuner.chat.tool_formats import TRIPS, FoundCall
 from astuner.errors import ModelError, RequestError
 from astuner.types import TokenIds, token_ids
 
@@ -73,7 +73,7 @@ class RenderersCodec:
                 ids = self._renderer.render_ids(
                     prepared, tools=_tools(tools), add_generation_prompt=True
                 )
-        except (ValueError, TypeError, KeyError) as error:
+        except (*TRIPS, AssertionError) as error:
             raise RequestError(
                 f"The chat format {self._family!r} refuses these messages: {error}",
                 code="invalid_messages",
@@ -96,7 +96,7 @@ class RenderersCodec:
                 bridged = self._renderer.bridge_to_next_turn(
                     prompt_ids.tolist(), completion_ids.tolist(), new, tools=_tools(tools)
                 )
-        except (ValueError, TypeError, KeyError):  # the full render will say why
+        except (*TRIPS, AssertionError):  # the full render will say why
             return None
         if bridged is None:
             return None
@@ -107,22 +107,35 @@ class RenderersCodec:
     def parse(
         self, completion_ids: TokenIds, prompt_ids: TokenIds, tools: Sequence[Tool] = ()
     ) -> ParsedReply:
-        ids = completion_ids.tolist()
-        with self._tokens.lock:
-            parsed = self._renderer.parse_response(
-                ids, tools=_tools(tools), prompt_ids=prompt_ids.tolist()
-            )
-        content, calls = str(parsed.content), list[FoundCall]()
-        for attempt in parsed.tool_calls:
-            whole = attempt.status in ("ok", "unknown_tool") and isinstance(attempt.name, str)
-            if tools and whole:
-                calls.append(FoundCall(attempt.name, attempt.arguments, attempt.id))
-            else:
-                span = slice(*attempt.token_span) if attempt.token_span else None
-                raw = self._tokens.decode(ids[span]) if span else attempt.raw
-                content = f"{content}\n{raw}" if content else raw
+        ids = cut_at_stop(completion_ids, self.stop_token_ids).tolist()
+        try:
+            with self._tokens.lock:  # some families tell a call by the stop token
+                parsed = self._renderer.parse_response(
+                    completion_ids.tolist(), tools=_tools(tools), prompt_ids=prompt_ids.tolist()
+                )
+        except TRIPS:
+            return structured(self._tokens.decode(ids), None, (), prompt_ids, completion_ids)
+        whole = [
+            attempt
+            for attempt in parsed.tool_calls
+            if tools and attempt.status in ("ok", "unknown_tool") and isinstance(attempt.name, str)
+        ]
+        calls = [FoundCall(attempt.name, attempt.arguments, attempt.id) for attempt in whole]
         reasoning = (parsed.reasoning_content or "").strip() or None
+        content = self._content(parsed, whole, ids)
         return structured(content, reasoning, calls, prompt_ids, completion_ids)
+
+    def _content(self, parsed: Any, whole: Sequence[Any], ids: list[int]) -> str:
+        """The text, with what only looked like a tool call put back."""
+        broken = [attempt for attempt in parsed.tool_calls if attempt not in whole]
+        texts = [str(parsed.content)]
+        if broken and not whole and broken[0].token_span:
+            # Without any call, what follows the first attempt is text as well.
+            texts.append(self._tokens.decode(ids[broken[0].token_span[0] :]))
+        else:
+            spans = [(slice(*b.token_span) if b.token_span else None, b) for b in broken]
+            texts += [self._tokens.decode(ids[s]) if s else str(b.raw) for s, b in spans]
+        return "\n".join(text for text in texts if text)
 
     def encode(self, text: str) -> TokenIds:
         return self._tokens.encode(text)

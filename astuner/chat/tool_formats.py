@@ -16,6 +16,9 @@ from astuner.chat.messages import parse_arguments
 from astuner.chat.tokens import Tokens
 from astuner.types import TokenIds
 
+TRIPS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+"""What a parser may raise on sampled text, which can be anything at all."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundCall:
@@ -74,8 +77,11 @@ class LibraryFormat:
 
     def find(self, ids: TokenIds) -> tuple[str, list[FoundCall]]:
         listed = ids.tolist()
-        with self._tokens.lock:
-            _, attempts = self._parser.extract(listed)
+        try:
+            with self._tokens.lock:
+                _, attempts = self._parser.extract(listed)
+        except TRIPS:
+            return self._tokens.decode(ids), []
         return split_calls(listed, attempts, self._tokens)
 
 
