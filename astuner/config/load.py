@@ -31,8 +31,14 @@ from astuner.config.schema import AstunerConfig, RootConfig
 from astuner.config.source import Dumper, Place, Source, parse_value, read_yaml
 from astuner.errors import ConfigError
 
-__all__ = ["LoadedConfig", "check_backbone", "check_complete", "dump_config", "from_python"]
-__all__ += ["load_config"]
+__all__ = [
+    "LoadedConfig",
+    "check_backbone",
+    "check_complete",
+    "dump_config",
+    "from_python",
+    "load_config",
+]
 
 AUTO = "auto"
 
@@ -74,7 +80,8 @@ def load_config(
     build = _Build()
     settings = list(_from_file(source, build.problems))
     for text in overrides:
-        settings += _from_mapping(*parse_override(text), COMMAND_LINE, build.problems)
+        name, value = parse_override(text)
+        settings += _leaves(name, value, {}, build.problems, COMMAND_LINE)
     for name, value in (("backbone", backbone), ("experiment_dir", experiment_dir)):
         if value is not None:
             settings.append(_Setting(name, value, COMMAND_LINE))
@@ -134,11 +141,6 @@ def _from_file(source: Source, problems: list[str]) -> Iterator[_Setting]:
         yield from _leaves(str(name), value, source.places, problems)
 
 
-def _from_mapping(name: str, value: Any, origin: Origin, problems: list[str]) -> Iterator[_Setting]:
-    """An override may set a whole section: `rollout={num_repeat: 4, top_k: 0}`."""
-    yield from _leaves(name, value, {}, problems, origin)
-
-
 def _leaves(
     name: str,
     value: Any,
@@ -146,6 +148,8 @@ def _leaves(
     problems: list[str],
     origin: Origin | None = None,
 ) -> Iterator[_Setting]:
+    """The leaves below `name`; an override may hold a whole section too. Without an
+    `origin`, each comes from its place in the file."""
     place = places.get(name)
     at = origin or Origin("file", place.where if place else "")
     if name in keys() or open_parent(name):
