@@ -18,9 +18,9 @@ from astuner.chat.protocol import Message, Tool
 from astuner.chat.tokens import Tokens
 from astuner.errors import ModelError, RequestError
 
-MARK, MARK2, MARK3 = "qzMarkAqz", "qzMarkBqz", "qzMarkCqz"
+MARK, MARK2, MARK3, QUESTION = "qzMarkAqz", "qzMarkBqz", "qzMarkCqz", "qzMarkDqz"
 """Text no one writes, to find a message's place in what is rendered."""
-_REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 _TOOL: Tool = {
     "type": "function",
     "function": {
@@ -29,7 +29,7 @@ _TOOL: Tool = {
         "parameters": {"type": "object", "properties": {MARK2: {"type": "string"}}},
     },
 }
-_USER: Message = {"role": "user", "content": "hi"}
+_USER: Message = {"role": "user", "content": QUESTION}
 
 
 def called(name: str, call_id: str = "abcdefgh1") -> dict[str, Any]:
@@ -133,7 +133,7 @@ class ChatTemplate:
         for bend in (_as_objects, _plain):
             self._bend = bend
             text = self._try([_USER, call, result], tools, reply=True)
-            shown = text.rpartition("hi")[2]
+            shown = text.rpartition(QUESTION)[2]
             odd = (f'\\"{MARK2}', f"'{MARK2}'", "None")
             if MARK in shown and MARK3 in shown and not any(o in shown for o in odd):
                 return True

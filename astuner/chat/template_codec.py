@@ -9,6 +9,7 @@ token, which is a token of its own, so that no byte pair can merge across the se
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from astuner.chat.tool_formats import FoundCall, detect_format
 from astuner.errors import RequestError
 from astuner.types import TokenIds, token_ids
 
+_log = logging.getLogger(__name__)
+
 
 class TemplateCodec:
     """Implements `ChatCodec` with `tokenizer.apply_chat_template`."""
@@ -40,6 +43,12 @@ class TemplateCodec:
         self._template = ChatTemplate(self._tokens, template_kwargs or {}, model_name)
         self._name = model_name or str(tokenizer.name_or_path) or "this model"
         self._end = self._template.turn_end
+        if self._end is None:
+            _log.warning(
+                "The chat template of %s closes a reply with no token of its own, so no prompt "
+                "can extend the one before: every turn will be a timeline of its own.",
+                self._name,
+            )
         end = (self._tokens.added[self._end],) if self._end is not None else ()
         self.stop_token_ids = tuple(dict.fromkeys((*end, *self._tokens.eos_ids())))
         self._thinks = END_THINK in self._template.source
@@ -82,17 +91,15 @@ class TemplateCodec:
         self, completion_ids: TokenIds, prompt_ids: TokenIds, tools: Sequence[Tool] = ()
     ) -> ParsedReply:
         ids = cut_at_stop(completion_ids, self.stop_token_ids)
-        reasoning, carry, strip = None, "", False
         opened = self._thinks and opens_reasoning(prompt_ids, self._tokens)
         split = split_reasoning(ids, opened, self._tokens) if self._thinks else None
-        if split is not None:
-            (reasoning, carry, ids), strip = split, True
+        reasoning, carry, ids = split or (None, "", ids)
         calls: list[FoundCall] = []
         if tools and self._format is not None:
             text, calls = self._format.find(ids)
         else:
             text = self._tokens.decode(ids)
-        content = (carry + text).strip() if strip or calls else text
+        content = (carry + text).strip() if split or calls else text
         return structured(content, reasoning, calls, prompt_ids, completion_ids)
 
     def encode(self, text: str) -> TokenIds:
