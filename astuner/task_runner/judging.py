@@ -48,7 +48,7 @@ class Judging:
         running = thread.start(work)
         watch(running.where)
         try:
-            ended = await running.wait(self._timeout)
+            ended = await running.wait(self._timeout or None)
         finally:
             running.cancel()
         if ended is not None:

@@ -59,13 +59,14 @@ class SessionServer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
-    """Limits of one episode. Tokens and seconds; None or 0 means no limit."""
+    """Limits of one episode, in seconds (0 means none) and tokens (None means none)."""
 
     episode_timeout: float = 600.0
     judge_timeout: float = 120.0
     max_prompt_tokens: int | None = None
     max_total_tokens: int | None = None
     max_calls_per_agent: int = 0
+    """0 means no limit."""
     merge: str = "prefix"
     in_caller_thread: bool = False
     """Run workflow and judge in the thread that calls `run`, so that breakpoints stop. Then

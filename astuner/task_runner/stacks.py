@@ -20,6 +20,12 @@ _LIBRARY = tuple(
     str(Path(sysconfig.get_path(name)).resolve()) + "/"
     for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+SHOWN = 3
+"""Frames that are shown where none is the user's."""
+
+
+def _is_ours(filename: str) -> bool:
+    return str(Path(filename).resolve()).startswith(_PACKAGE)
 
 
 def is_users(filename: str) -> bool:
@@ -27,15 +33,18 @@ def is_users(filename: str) -> bool:
     if filename.startswith("<"):
         return filename.startswith("<ipython")  # a notebook's cell
     path = str(Path(filename).resolve())
-    if path.startswith(_PACKAGE) or "/site-packages/" in path or "/dist-packages/" in path:
+    if _is_ours(filename) or "/site-packages/" in path or "/dist-packages/" in path:
         return False
     return not path.startswith(_LIBRARY)
 
 
 def user_traceback(error: BaseException) -> str:
-    """The formatted traceback of an exception and its causes, the user's frames only."""
+    """The formatted traceback of an exception and its causes, the user's frames only; where
+    there are none (an agent that is an installed package), the innermost that are not ours."""
     summary = TracebackException.from_exception(error)
-    _keep_users(summary)
+    foreign = [f for f in summary.stack if not _is_ours(f.filename)]
+    if not _keep_users(summary):
+        summary.stack = StackSummary.from_list(foreign[-SHOWN:])
     return "".join(summary.format()).rstrip()
 
 
@@ -91,8 +100,8 @@ def _extract(frames: list[FrameType]) -> list[FrameSummary]:
 
 
 def _format(frames: list[FrameSummary]) -> str:
-    """The user's frames, or the last three if none is; plus the innermost as a hint."""
-    shown = [f for f in frames if is_users(f.filename)] or frames[-3:]
+    """The user's frames, or the last few if none is; plus the innermost as a hint."""
+    shown = [f for f in frames if is_users(f.filename)] or frames[-SHOWN:]
     if frames and frames[-1] not in shown:
         shown.append(frames[-1])
     return "".join(StackSummary.from_list(shown).format()).rstrip()

@@ -85,20 +85,19 @@ class EpisodeStore:
         turns = sorted({int(turn) for turn in sample.turns if turn >= 0})
         own = [calls[turn] for turn in turns]
         last = own[-1] if own else None
-        ids = sample.token_ids.tolist()
         return {
             "sample_id": sample.sample_id,
             "agent_name": sample.agent_name,
             "target_tag": sample.target_tag,
             "messages": last and _json([*last.request.get("messages", ()), dict(last.response)]),
             "tools": last and _json(last.request.get("tools") or []),
-            "text": self._decode(ids) if self._decode else None,
-            "token_ids": ids,
-            "loss_mask": sample.loss_mask.tolist(),
-            "logprobs": sample.logprobs.tolist(),
-            "weight_versions": sample.weight_versions.tolist(),
-            "turns": sample.turns.tolist(),
-            "num_tokens": len(ids),
+            "text": self._decode(sample.token_ids.tolist()) if self._decode else None,
+            "token_ids": sample.token_ids,
+            "loss_mask": sample.loss_mask,
+            "logprobs": sample.logprobs,
+            "weight_versions": sample.weight_versions,
+            "turns": sample.turns,
+            "num_tokens": len(sample.token_ids),
             "num_trained": sample.num_trained,
             "masked": _json({str(reason): count for reason, count in sample.masked.items()}),
             "call_seconds": [call.ended_at - call.started_at for call in own],
