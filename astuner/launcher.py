@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from astuner.backbone.context import BACKBONES, PLANNED, RunContext, RunResult
-from astuner.config.load import LoadedConfig, check_backbone, dump_config
+from astuner.config.load import LoadedConfig, check_backbone, check_complete, dump_config
 from astuner.errors import ConfigError
 from astuner.task_reader import TaskSplits
 
@@ -42,6 +42,12 @@ def launch(
     """
     name = loaded.config.backbone
     run = backbone_function(name)
+    check_complete(
+        loaded,
+        workflow=workflow is not None,
+        tasks=tasks is not None,
+        judge=judge is not None,
+    )
     for warning in check_backbone(loaded, name):
         print(f"warning: {warning}", file=sys.stderr)
     run_dir = run_folder(loaded, resume=resume)

@@ -18,7 +18,7 @@ from astuner.engine.embedded.model import EmbeddedModel
 from astuner.engine.embedded.weights import LoraSpec
 from astuner.engine.model_source import resolve_model
 from astuner.engine.protocol import Engine
-from astuner.errors import ConfigError, DataError
+from astuner.errors import DataError
 from astuner.loading import load_object
 from astuner.model_tuner import ProxyServer, SessionSampling, TunerServer
 from astuner.task_judge import Judge, make_judge, wrap_judge
@@ -43,11 +43,6 @@ def user_parts(context: RunContext) -> UserParts:
     Raises LoadingError, UserCodeError or DataError.
     """
     config = context.config
-    if context.workflow is None and not config.rollout.user_workflow:
-        raise ConfigError(
-            "rollout.user_workflow is empty: name your workflow, e.g. "
-            "rollout.user_workflow=my_package.my_agent->MyWorkflow"
-        )
     workflow = context.workflow or load_object(
         config.rollout.user_workflow, "rollout.user_workflow"
     )

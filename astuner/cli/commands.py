@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from astuner.config.load import LoadedConfig, load_config
+from astuner.config.load import LoadedConfig, check_complete, load_config
 
 INTERRUPTED = 130
 
@@ -54,6 +54,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from astuner.launcher import in_own_thread
 
     adapter = checkpoint_of(Path(args.adapter)) if args.adapter else None
+    check_complete(loaded)
     context = RunContext(loaded, Path(loaded.config.experiment_dir))
     result = in_own_thread(lambda: evaluate_local(context, adapter))
     which = str(adapter) if adapter else f"{loaded.config.model.path} without an adapter"
