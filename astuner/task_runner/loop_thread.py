@@ -66,14 +66,6 @@ class Running(Generic[T]):
         self._coroutine: Coroutine[Any, Any, T] | None = None
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def done(self) -> bool:
-        return self._ended.done()
-
-    @property
-    def started(self) -> bool:
-        return self._coroutine is not None
-
     async def wait(self, timeout: float | None) -> Ended[T] | None:
         """How it ended, or None when it has not after `timeout` seconds (None: no limit)."""
         waiter = asyncio.wrap_future(self._ended)

@@ -21,9 +21,10 @@ INK, BLUE, ORANGE = "#333333", "#4c78a8", "#e45756"
 
 def learning_curve(run_dir: Path) -> Path | None:
     """Draw the curve into the run's folder and return its path, or None with a log line."""
-    steps = read_metrics(run_dir / "metrics.jsonl") if _has_metrics(run_dir) else {}
+    metrics = run_dir / "metrics.jsonl"
+    steps = read_metrics(metrics) if metrics.exists() else {}
     if not any(REWARD in m or HELD_OUT in m for m in steps.values()):
-        log.info("No learning curve: %s has no rewards yet.", run_dir / "metrics.jsonl")
+        log.info("No learning curve: %s has no rewards yet.", metrics)
         return None
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -39,10 +40,6 @@ def learning_curve(run_dir: Path) -> Path | None:
     figure.savefig(temporary, dpi=150, format="png")
     temporary.replace(path)
     return path
-
-
-def _has_metrics(run_dir: Path) -> bool:
-    return (run_dir / "metrics.jsonl").exists()
 
 
 def _draw(axes: Any, steps: Mapping[int, Mapping[str, float]], title: str) -> None:
