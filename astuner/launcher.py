@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -57,6 +57,7 @@ def launch(
     dump_config(loaded.config, run_dir / "config.yaml")
     if name == "debug":
         return in_calling_thread(lambda: run(context))
+    allow_open_files()
     with stop_on_signals(stop):
         return in_own_thread(lambda: run(context))
 
@@ -74,6 +75,18 @@ def backbone_function(name: str) -> Callable[[RunContext], Any]:
         )
     module, _, attribute = BACKBONES[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def allow_open_files() -> None:
+    """Raise the soft limit of open files to the hard one: each parallel episode needs some,
+    and macOS allows 256."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS refuses "infinity"; what is set stays
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run_folder(loaded: LoadedConfig, *, resume: bool) -> Path:

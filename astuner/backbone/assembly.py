@@ -154,6 +154,7 @@ def rollout_settings(config: AstunerConfig) -> RolloutSettings:
         max_env_worker=rollout.max_env_worker,
         max_retries=rollout.max_retries,
         seed=config.seed,
+        fail_fast_groups=min(config.data.train_batch_size, 8),
     )
 
 

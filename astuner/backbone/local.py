@@ -49,7 +49,10 @@ async def run(context: RunContext) -> RunResult:
     config = context.config
     with ExitStack() as stack:
         display = stack.enter_context(
-            RunDisplay(step_lines="console" not in config.trainer_common.logger)
+            RunDisplay(
+                step_lines="console" not in config.trainer_common.logger,
+                episodes={"rollout": config.data.train_batch_size * config.rollout.num_repeat},
+            )
         )
         display.stage("loading workflow and tasks")
         parts = user_parts(context)

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from astuner.engine.protocol import SamplingParams, TokenChunk
 from astuner.errors import ContextLengthError, EngineClosed
-from astuner.types import FinishReason
+from astuner.types import FinishReason, token_ids
 
 Reply = Sequence[int] | Exception
 """Token ids to answer with, or an error to raise instead."""
@@ -91,7 +91,7 @@ class FakeEngine:
             raise EngineClosed("The fake engine was closed.")
         if len(prompt_ids) >= self.max_context:
             raise ContextLengthError(len(prompt_ids), self.max_context)
-        prompt = tuple(int(i) for i in prompt_ids)
+        prompt = tuple(token_ids(prompt_ids).tolist())
         with self._lock:
             number = len(self.prompts)
             self.prompts.append(prompt)

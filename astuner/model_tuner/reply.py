@@ -17,7 +17,7 @@ import numpy as np
 
 from astuner.engine.protocol import Engine, SamplingParams, TokenChunk
 from astuner.errors import AstunerError, EngineError
-from astuner.model_tuner.session import AgentKey, call_seed
+from astuner.model_tuner.session import AgentKey, call_seed, prompt_digest
 from astuner.model_tuner.stops import StopStrings
 from astuner.types import Call, FinishReason, TokenIds, token_ids
 
@@ -62,9 +62,10 @@ class Reply:
     async def sample(self, engine: Engine, on_growth: Growth | None = None) -> None:
         """Draw the tokens; `on_growth` is awaited after each chunk. Raises EngineError."""
         turn, session = self.turn, self.turn.agent.session
-        occurrence = session.occurrence(turn.prompt_ids)
+        prompt = prompt_digest(turn.prompt_ids)
+        occurrence = session.occurrence(prompt)
         if turn.client_seed is None:
-            seed = call_seed(session.spec.seed, turn.prompt_ids, occurrence)
+            seed = call_seed(session.spec.seed, prompt, occurrence)
         else:
             seed = (turn.client_seed + self.index) % 2**63
         finished = False
@@ -73,7 +74,7 @@ class Reply:
             finished = True
         finally:
             if not finished:
-                session.release(turn.prompt_ids, occurrence)
+                session.release(prompt, occurrence)
 
     async def _collect(
         self, engine: Engine, params: SamplingParams, on_growth: Growth | None

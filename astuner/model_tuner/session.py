@@ -16,6 +16,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Literal
 
 from astuner.chat.history import History
@@ -126,7 +127,7 @@ class Session:
         self._counters: Counter[str] = Counter()
         self._calls: list[tuple[int, Call]] = []
         self._numbers = itertools.count()
-        self._occurrences: dict[bytes, set[int]] = {}
+        self._occurrences: dict[bytes, _Occurrences] = {}
         self._flights: set[Flight] = set()
         self._problems: list[Problem] = []
         self._closed = False
@@ -220,18 +221,16 @@ class Session:
         """The next call's number in the episode."""
         return next(self._numbers)
 
-    def occurrence(self, prompt_ids: TokenIds) -> int:
-        """How often this prompt has been, or is being, answered: the smallest free number."""
+    def occurrence(self, prompt: bytes) -> int:
+        """How often the prompt of this digest has been, or is being, answered: the
+        smallest free number."""
         with self._lock:
-            used = self._occurrences.setdefault(_digest(prompt_ids), set())
-            number = next(n for n in itertools.count() if n not in used)
-            used.add(number)
-            return number
+            return self._occurrences.setdefault(prompt, _Occurrences()).take()
 
-    def release(self, prompt_ids: TokenIds, occurrence: int) -> None:
+    def release(self, prompt: bytes, occurrence: int) -> None:
         """This occurrence was not answered: a retry gets the same number, so the same seed."""
         with self._lock:
-            self._occurrences[_digest(prompt_ids)].discard(occurrence)
+            heappush(self._occurrences[prompt].released, occurrence)
 
     def record(self, agent: AgentKey, calls: Sequence[tuple[int, Call]]) -> None:
         """Keep answered calls. Raises RequestError when the episode has ended meanwhile."""
@@ -305,15 +304,30 @@ class SessionBook:
             return tuple(self._open.values())
 
 
-def call_seed(session_seed: int, prompt_ids: TokenIds, occurrence: int) -> int:
-    """A seed in [0, 2**63) from the session's seed, the prompt and how often it came:
-    the order in which parallel calls arrive does not matter."""
-    text = f"{session_seed}:{occurrence}:".encode() + _digest(prompt_ids)
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
+@dataclass(slots=True)
+class _Occurrences:
+    """Hands out 0, 1, 2, ... and what was given back."""
+
+    next: int = 0
+    released: list[int] = field(default_factory=list[int])
+
+    def take(self) -> int:
+        if self.released:
+            return heappop(self.released)
+        self.next += 1
+        return self.next - 1
 
 
-def _digest(prompt_ids: TokenIds) -> bytes:
+def prompt_digest(prompt_ids: TokenIds) -> bytes:
+    """Tells prompts apart."""
     return blake2b(prompt_ids.tobytes(), digest_size=16).digest()
+
+
+def call_seed(session_seed: int, prompt: bytes, occurrence: int) -> int:
+    """A seed in [0, 2**63) from the session's seed, the prompt's digest and how often it
+    came: the order in which parallel calls arrive does not matter."""
+    text = f"{session_seed}:{occurrence}:".encode() + prompt
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def episode_ended(episode_id: str) -> RequestError:

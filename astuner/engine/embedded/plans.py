@@ -118,18 +118,29 @@ class PrefillPlan:
             keys, values = segment.kv[layer, :, :, :end].unbind(0)
             keys[:, segment.past :] = key[:, part]
             values[:, segment.past :] = value[:, part]
-            attended = F.scaled_dot_product_attention(
-                query[None, :, part],
-                keys[None],
-                values[None],
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scale,
-                enable_gqa=True,
-            )
-            out[part] = attended[0].transpose(0, 1)
+            out[part] = _attend_causally(query[:, part], keys, values, mask, scale)
             start = part.stop
         return out
+
+
+def _attend_causally(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """query [H, T, D] over keys, values [K, S, D]; [T, H, D]."""
+    if mask is not None and query.device.type != "cpu":
+        # kernels there take a mask or grouped heads, not both
+        repeats = query.shape[0] // keys.shape[0]
+        keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)
+    attended = F.scaled_dot_product_attention(
+        query[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=query.shape[0] != keys.shape[0],
+    )
+    return attended[0].transpose(0, 1)
 
 
 def _lower_right_causal(segment: Segment) -> Tensor | None:

@@ -102,8 +102,7 @@ def _inverse_cdf(probs_NV: Tensor, uniform_N: Tensor) -> Tensor:
     never 0: u is scaled by the total as summed and kept below it."""
     cdf_NV = probs_NV.cumsum(-1)
     total_N = cdf_NV[:, -1]
-    below_N = torch.nextafter(total_N, torch.zeros_like(total_N))
-    target_N = torch.minimum(uniform_N * total_N, below_N)
+    target_N = torch.minimum(uniform_N * total_N, total_N * (1 - 2.0**-23))
     tokens_N = torch.searchsorted(cdf_NV, target_N[:, None], right=True)[:, 0]
     return tokens_N.clamp_(max=probs_NV.shape[1] - 1)  # out of range only where NaN
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from tiny import VOCAB, TinyWeights, greedy, prompt, tiny_embedded, tiny_model
+from tiny_training import policy_gradient, sample, save_tiny
 
 from astuner.engine.embedded.model import EmbeddedModel
+from astuner.engine.embedded.weights import LoraSpec
 from astuner.engine.protocol import (
     AdamParams,
     Completion,
@@ -350,6 +352,58 @@ async def test_a_failing_verb_goes_to_its_caller(
         await model.forward_backward([], LossSpec("oom"))
     assert len((await stream).token_ids) == 50
     assert (await model.forward_backward([], LossSpec("ppo"))).loss == 1.5
+
+
+@pytest.mark.parametrize("lora", [LoraSpec(rank=4, alpha=8), None])
+async def test_sampler_and_trainer_speak_of_the_same_distribution(
+    tmp_path: Path, lora: LoraSpec | None
+) -> None:
+    model = EmbeddedModel.open(
+        save_tiny(tmp_path),
+        device="cpu",
+        dtype="float32",
+        lora=lora,
+        losses={"pg": policy_gradient}.__getitem__,
+    )
+    for version in (0, 1):
+        ids = prompt(version, 20)
+        params = [SamplingParams(max_tokens=9, temperature=0.8, seed=s) for s in range(3)]
+        drawn = await asyncio.gather(*(generate(model, ids, p) for p in params))
+        samples = [
+            sample(str(i), (ids, False), (c.token_ids.tolist(), True)) for i, c in enumerate(drawn)
+        ]
+        logprobs = await model.forward(samples, temperature=0.8)
+        for completion, trained in zip(drawn, logprobs, strict=True):
+            assert completion.weight_versions.tolist() == [version] * 9
+            np.testing.assert_allclose(completion.logprobs, trained[20:], atol=1e-4)
+        await model.forward_backward(samples, LossSpec("pg", temperature=0.8))
+        await model.optim_step(AdamParams(lr=0.05))
+        moved = await model.forward(samples, temperature=0.8)
+        assert np.abs(moved[0][20:] - logprobs[0][20:]).max() > 0.01
+        assert await model.publish() == version + 1
+    with pytest.raises(EngineError, match="opened without any"):
+        await model.forward_backward(samples, LossSpec("pg", kl_coef=0.1))
+    model.close()
+
+
+async def test_sampling_goes_on_between_micro_batches(tmp_path: Path) -> None:
+    model = EmbeddedModel.open(
+        save_tiny(tmp_path),
+        device="cpu",
+        dtype="float32",
+        lora=None,
+        micro_batch_tokens=16,
+        losses={"pg": policy_gradient}.__getitem__,
+    )
+    samples = [sample(str(i), (prompt(i, 6), False), (prompt(90 + i, 9), True)) for i in range(12)]
+    stream = model.stream(prompt(0, 5), greedy(400))
+    await anext(stream)
+    before = model.stats().sampled_tokens
+    result = await model.forward_backward(samples, LossSpec("pg"))
+    assert result.metrics["micro_batches"] == 12
+    assert model.stats().sampled_tokens - before >= 12
+    await stream.aclose()
+    model.close()
 
 
 def test_a_failing_load_raises_at_the_caller() -> None:
