@@ -32,11 +32,9 @@ class _TokenLogprobs(torch.autograd.Function):
         normalisers: list[Tensor] = []
         entropies: list[Tensor] = []
         for chunk in _chunks(logits_RV):
-            scaled = chunk.to(torch.float32, copy=True).div_(temperature)
-            normaliser = scaled.logsumexp(-1)
-            scaled -= normaliser[:, None]
-            entropies.append(-(scaled.exp() * scaled.clamp_(min=-1e4)).sum(-1))
+            normaliser, entropy = _normalise(chunk, temperature)
             normalisers.append(normaliser)
+            entropies.append(entropy)
         normaliser_R = torch.cat(normalisers)
         ctx.save_for_backward(logits_RV, rows_N, targets_N, normaliser_R)
         ctx.temperature = temperature
@@ -61,6 +59,17 @@ class _TokenLogprobs(torch.autograd.Function):
             start = part.stop
         out_RV.index_put_((rows_N, targets_N), gradient_N.to(out_RV.dtype), accumulate=True)
         return out_RV, None, None, None
+
+
+def _normalise(logits_RV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """log sum exp and entropy of each row, from one exp of its elements."""
+    scaled = logits_RV.to(torch.float32, copy=True).div_(temperature)
+    scaled.clamp_(min=-1e30)  # 0 * -inf of an impossible token would not be 0
+    top = scaled.amax(-1, keepdim=True)
+    exps = scaled.sub_(top).exp()
+    total = exps.sum(-1)
+    entropy = total.log() - exps.mul_(scaled).sum(-1) / total
+    return total.log() + top[:, 0], entropy
 
 
 def _chunks(rows_RV: Tensor) -> tuple[Tensor, ...]:
