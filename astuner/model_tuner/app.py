@@ -17,9 +17,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from astuner.errors import RequestError
-from astuner.model_tuner.exchange import Endpoint, Exchange
-from astuner.model_tuner.session import AgentKey, SessionBook
+from astuner.model_tuner.exchange import Endpoint, Exchange, api_key_of
+from astuner.model_tuner.session import AgentKey, Problem, SessionBook
 from astuner.model_tuner.wire import error_json
+from astuner.types import FailureKind
 
 
 class Models(Endpoint):
@@ -59,8 +60,17 @@ def build_app(
     async def health(_: Request) -> JSONResponse:
         return JSONResponse({"status": "ok", "model": model_name})
 
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        message = f"A bug in astuner's proxy: {type(error).__name__}: {error}"
+        agent = sessions.find(api_key_of(request.scope["headers"]))
+        agent.session.note(
+            Problem(FailureKind.ENGINE, "internal_error", 500, message, agent.agent_name)
+        )
+        headers = {"x-should-retry": "false"}
+        return JSONResponse(error_json(message, 500, "internal_error"), 500, headers)
+
     models = Models(sessions, model_name)
-    handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _bug}
+    handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: bug}
     return Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
@@ -78,9 +88,3 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_request")
     message = f"{request.method} {request.url.path}: {error.detail}. The base URL ends with /v1."
     return JSONResponse(error_json(message, status, code), status, error.headers)
-
-
-async def _bug(_: Request, error: Exception) -> JSONResponse:
-    message = f"A bug in astuner's proxy: {type(error).__name__}: {error}"
-    headers = {"x-should-retry": "false"}
-    return JSONResponse(error_json(message, 500, "internal_error"), 500, headers)

@@ -55,13 +55,7 @@ class Exchange:
 
     @property
     def api_key(self) -> str | None:
-        """From `Authorization: Bearer KEY` or `api-key: KEY`."""
-        for name, value in self._headers:
-            if name == b"authorization" and value[:7].lower() == b"bearer ":
-                return value[7:].decode("latin-1").strip()
-            if name == b"api-key":
-                return value.decode("latin-1").strip()
-        return None
+        return api_key_of(self._headers)
 
     async def reply(
         self,
@@ -115,6 +109,16 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         flight.stop("disconnected")
+
+
+def api_key_of(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    """From `Authorization: Bearer KEY` or `api-key: KEY`."""
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].decode("latin-1").strip()
+        if name == b"api-key":
+            return value.decode("latin-1").strip()
+    return None
 
 
 def _uncancel() -> None:

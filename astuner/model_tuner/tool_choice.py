@@ -1,6 +1,7 @@
 """`tool_choice` and `parallel_tool_calls` without constrained decoding.
 
-"none" hides the tools from the model. "required", a named function and
+"none" hides the tools from the model (and so starts a new timeline where earlier
+prompts showed them). "required", a named function and
 `parallel_tool_calls: false` cannot be enforced on an engine that samples freely,
 and refusing them would stop frameworks that always ask: the model is asked as
 with "auto", its reply is returned as it is, and one that does not do what was

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from byte_codec import ByteCodec
 from tuner_world import USER, Make, sampling
 
 from astuner.errors import ContextLengthError, EngineError
@@ -265,3 +266,18 @@ async def test_problems_do_not_pile_up(make: Make) -> None:
             await client.post("/chat/completions", json={})
     assert len(world.sessions[0].problems) == 100
     assert world.sessions[0].counters["refused"] == 105
+
+
+async def test_a_bug_of_ours_is_told_and_noted(make: Make, monkeypatch: Any) -> None:
+    world = make("a")
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(ByteCodec, "parse", broken)
+    client = world.tuner.as_raw_openai_sdk_client().with_options(max_retries=5)
+    with pytest.raises(openai.InternalServerError, match=r"A bug in astuner.*oops") as caught:
+        await client.chat.completions.create(model="", messages=USER)
+    assert caught.value.code == "internal_error"
+    assert [(p.kind, p.status) for p in world.sessions[0].problems] == [(FailureKind.ENGINE, 500)]
+    assert (world.sessions[0].calls, world.sessions[0].in_flight) == ((), 0)

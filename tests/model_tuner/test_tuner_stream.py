@@ -8,11 +8,15 @@ from typing import Any
 import openai
 import pytest
 from byte_codec import END, ByteCodec, ids
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
-from tuner_world import CALL, TOOLS, USER, Make, reply
+from tuner_world import CALL, TOOLS, USER, Make, World, reply, sampling
 
+from astuner.engine.fake import FakeEngine
 from astuner.errors import EngineError
 from astuner.model_tuner.deltas import Deltas
+from astuner.model_tuner.server import TunerServer
 from astuner.model_tuner.stops import StopStrings
 
 
@@ -133,6 +137,38 @@ async def test_an_engine_that_fails_in_mid_stream_is_an_error_event(make: Make) 
             world.engine.close()
     assert world.sessions[0].calls == ()
     assert [p.code for p in world.sessions[0].problems] == ["engine_closed"]
+
+
+PIECES = ["<think>", "</think>", CALL, "a", "word ", " ", "<", "</", "\n", "é", "{", "STOP"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=8), st.booleans(), st.booleans(), st.integers(1, 9)
+)
+def test_streamed_parts_join_to_the_whole_answer(
+    pieces: list[str], tools: bool, stop: bool, chunk_tokens: int
+) -> None:
+    engine = FakeEngine([reply("".join(pieces))], chunk_tokens=chunk_tokens)
+    world = World(engine, TunerServer(engine, ByteCodec()))
+    options: dict[str, Any] = {"tools": TOOLS} if tools else {}
+    options |= {"stop": ["STOP"]} if stop else {}
+
+    async def both() -> None:
+        client = world.session(sampling=sampling(max_tokens=999)).tuner.as_raw_openai_sdk_client()
+        whole = await client.chat.completions.create(model="", messages=USER, **options)
+        message = whole.choices[0].message.model_dump()
+        deltas = [c.choices[0].delta.model_dump() for c in await chunks_of(client, **options)]
+        for part in ("content", "reasoning_content"):
+            assert "".join(d.get(part) or "" for d in deltas) == (message.get(part) or "")
+        calls = [c for d in deltas for c in d["tool_calls"] or ()]
+        assert [c["function"] for c in calls] == [
+            c["function"] for c in message["tool_calls"] or ()
+        ]
+
+    asyncio.run(both())
+    one, two = world.sessions[0].calls
+    assert one.completion_ids.tolist() == two.completion_ids.tolist()
 
 
 # ---------------------------------------------------------------- deltas
