@@ -65,7 +65,7 @@ class RemoteEngine:
         self.weight_version = weight_version
         self._url = f"{base_url.rstrip('/')}/completions"
         self._model = model
-        self._headers = {"Authorization": f"Bearer {api_key}"}
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._processed = processed_logprobs
         self._timeout = httpx.Timeout(timeout, connect=min(timeout, 10.0))
         self._max_retries = max_retries

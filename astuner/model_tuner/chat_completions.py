@@ -98,15 +98,15 @@ class ChatCompletions(Endpoint):
         answers = [self._answer_of(chat, reply) for reply in replies]
         agent.session.record(agent, [(a.reply.number, a.reply.call(a.message)) for a in answers])
         for answer in answers:
-            reply = answer.reply
-            agent.history.add(
-                chat.messages,
-                chat.use.tools,
-                normalise([answer.message])[0],
-                turn.prompt_ids,
-                reply.token_ids,
-                reply.call_id,
-            )
+            if agent.session.spec.record:
+                agent.history.add(
+                    chat.messages,
+                    chat.use.tools,
+                    normalise([answer.message])[0],
+                    turn.prompt_ids,
+                    answer.reply.token_ids,
+                    answer.reply.call_id,
+                )
             if not chat.use.met_by(answer.message.get("tool_calls", ())):
                 agent.session.count("tool_choice_unmet")
         return answers

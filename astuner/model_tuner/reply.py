@@ -64,17 +64,20 @@ class Reply:
         turn, session = self.turn, self.turn.agent.session
         prompt = prompt_digest(turn.prompt_ids)
         occurrence = session.occurrence(prompt)
-        if turn.client_seed is None:
-            seed = call_seed(session.spec.seed, prompt, occurrence)
-        else:
-            seed = (turn.client_seed + self.index) % 2**63
+        params = replace(turn.params, seed=self._seed(prompt, occurrence))
         finished = False
         try:
-            await self._collect(engine, replace(turn.params, seed=seed), on_growth)
+            await self._collect(engine, params, on_growth)
             finished = True
         finally:
             if not finished:
                 session.release(prompt, occurrence)
+
+    def _seed(self, prompt: bytes, occurrence: int) -> int | None:
+        spec = self.turn.agent.session.spec
+        if self.turn.client_seed is not None:
+            return (self.turn.client_seed + self.index) % 2**63
+        return call_seed(spec.seed, prompt, occurrence) if spec.record else None
 
     async def _collect(
         self, engine: Engine, params: SamplingParams, on_growth: Growth | None

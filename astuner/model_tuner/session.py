@@ -62,6 +62,9 @@ class SessionSpec:
     """0 means no limit."""
     trainable_targets: frozenset[str] | None = None
     """None means all."""
+    record: bool = True
+    """False only answers, e.g. to serve a tuned model for days: no calls are kept, and
+    replies are drawn with fresh seeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,21 +227,25 @@ class Session:
     def occurrence(self, prompt: bytes) -> int:
         """How often the prompt of this digest has been, or is being, answered: the
         smallest free number."""
+        if not self.spec.record:
+            return 0
         with self._lock:
             return self._occurrences.setdefault(prompt, _Occurrences()).take()
 
     def release(self, prompt: bytes, occurrence: int) -> None:
         """This occurrence was not answered: a retry gets the same number, so the same seed."""
         with self._lock:
-            heappush(self._occurrences[prompt].released, occurrence)
+            if prompt in self._occurrences:
+                heappush(self._occurrences[prompt].released, occurrence)
 
     def record(self, agent: AgentKey, calls: Sequence[tuple[int, Call]]) -> None:
         """Keep answered calls. Raises RequestError when the episode has ended meanwhile."""
         with self._lock:
             self._check_open()
-            self._calls.extend(calls)
             self._counters["calls"] += len(calls)
-            agent.calls_recorded += len(calls)
+            if self.spec.record:
+                self._calls.extend(calls)
+                agent.calls_recorded += len(calls)
 
     def count(self, name: str) -> None:
         with self._lock:

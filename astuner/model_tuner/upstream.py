@@ -24,7 +24,7 @@ class Upstream:
     def __init__(self, base_url: str, model: str, api_key: str) -> None:
         self.model = model
         self._url = f"{base_url.rstrip('/')}/chat/completions"
-        self._headers = {"Authorization": f"Bearer {api_key}"}
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # Reading the certificates takes longer than many a call: do it once.
         self._verify: ssl.SSLContext | bool = (
             httpx.create_ssl_context() if base_url.startswith("https") else False

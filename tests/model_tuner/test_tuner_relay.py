@@ -163,6 +163,18 @@ async def test_a_key_the_endpoint_refuses(relay: Any) -> None:
     assert caught.value.code == "endpoint_refused_key"
 
 
+async def test_without_a_key_none_is_sent(relay: Any) -> None:
+    url = relay("a").foreign.server.base_url
+    session = RelayServer(url, "m", "").open_session(SessionSpec("e1"))
+    with pytest.raises(openai.BadRequestError, match="No API key in the request"):
+        await ask_once(session)
+
+
+async def ask_once(session: Session) -> None:
+    client = session.tuner.as_raw_openai_sdk_client()
+    await client.chat.completions.create(model="x", messages=USER)
+
+
 async def test_nobody_at_the_endpoint() -> None:
     server = RelayServer("http://127.0.0.1:9/v1", "m", "k")
     session = server.open_session(SessionSpec("e1"))

@@ -176,3 +176,14 @@ async def test_closing_the_server_ends_its_sessions(make: Make) -> None:
     with pytest.raises((openai.APIError, httpx.HTTPError)):
         await asyncio.wait_for(task, 10)
     assert session.closed and world.engine.active == 0
+
+
+async def test_a_session_that_does_not_record(make: Make) -> None:
+    world = make("a")
+    session = world.session(record=False, sampling=sampling(override=False))
+    client = session.tuner.as_raw_openai_sdk_client()
+    for _ in range(2):
+        await ask(client)
+    await ask(client, seed=5)
+    assert (session.close(), session.counters) == ((), {"calls": 3})
+    assert [p.seed for p in world.engine.params] == [None, None, 5]
