@@ -39,11 +39,11 @@ class Deltas:
         if len(ids) - self._parsed_at < max(1, len(ids) // REPARSE):
             return "", ""
         self._parsed_at = len(ids)
-        reasoning, content = self._read(ids)
+        reasoning, content = (self._stops.cut(part)[0] for part in self._read(ids))
         # As long as there is no content, the reasoning may not be over.
         return self._advance(
             reasoning.rstrip() if content else self._settled(reasoning, ""),
-            self._settled(self._stops.cut(content)[0], self._markup),
+            self._settled(content, self._markup),
         )
 
     def rest(self, reasoning: str, content: str) -> tuple[str, str]:

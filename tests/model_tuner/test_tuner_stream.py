@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 from byte_codec import END, ByteCodec, ids
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 from tuner_world import CALL, TOOLS, USER, Make, World, reply, sampling
@@ -143,6 +143,7 @@ PIECES = ["<think>", "</think>", CALL, "a", "word ", " ", "<", "</", "\n", "é",
 
 
 @settings(max_examples=60, deadline=None)
+@example(["<think>", "STOP"], False, True, 1)
 @given(
     st.lists(st.sampled_from(PIECES), max_size=8), st.booleans(), st.booleans(), st.integers(1, 9)
 )
