@@ -49,7 +49,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def check_config(config: Any, path: Path) -> None:
     """Raise ModelError if the model's attention is not plain causal attention."""
-    context = config.max_position_embeddings
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        raise _refusal(path, "its config names no context length (max_position_embeddings)")
     if reason := _unsupported_layers(config, context):
         raise _refusal(path, reason)
 

@@ -131,6 +131,7 @@ class Learner:
         self, row: Row, samples: Sequence[Sample], spec: LossSpec, means: TokenMeans
     ) -> tuple[float, Tensor]:
         """Forward, loss and backward of one row; its loss and its logprobs [N]."""
+        self.masters.drop_partial()
         reference_N = self._reference(row, spec)
         with self._weights.training() as model:
             logprobs_N, entropy_R = self._row_logprobs(model, row, spec.temperature)
@@ -160,13 +161,14 @@ class Learner:
     def _row_logprobs(
         self, model: nn.Module, row: Row, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Logprobs [N] of the row's trained tokens, and entropies [R]."""
+        """Logprobs [N] of the row's trained tokens, and entropies [R]. Temperature 0 is
+        greedy sampling, whose logprobs are of the untempered distribution."""
         plan = TreePlan(row.ends_T, device=self._weights.device, dtype=self._weights.dtype)
         to = self._to_device
         logits_RV = packed.forward(
             model, to(row.ids_T), to(row.positions_T), plan, to(row.sources_R)
         )
-        return token_logprobs(logits_RV, to(row.source_N), to(row.targets_N), temperature)
+        return token_logprobs(logits_RV, to(row.source_N), to(row.targets_N), temperature or 1.0)
 
     def _to_device(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self._weights.device)

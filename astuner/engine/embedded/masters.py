@@ -55,13 +55,17 @@ class Masters:
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
                 self._gradients[name].add_(parameter.grad)
-                parameter.grad = None
+        self.drop_partial()
         self.pending = True
+
+    def drop_partial(self) -> None:
+        """Clear the parameters' gradients, e.g. those of a backward pass that broke off."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
     def discard(self) -> None:
         """Forget all gradients."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
+        self.drop_partial()
         self._gradient.zero_()
         self.pending = False
 

@@ -348,6 +348,23 @@ def test_a_gradient_that_is_not_finite_is_dropped(llama: Path) -> None:
     assert mine.optim_step(AdamParams(lr=1.0))["skipped"] == 1.0
 
 
+def test_a_backward_pass_that_broke_off_leaves_nothing(llama: Path) -> None:
+    weights = load_tiny(llama)
+    mine, undisturbed = learner(weights), learner(load_tiny(llama))
+    next(iter(weights.states.trained().values())).grad = torch.ones(4, 32)
+    for each in (mine, undisturbed):
+        drain(each.forward_backward(group(), PG))
+    expected = undisturbed.masters.gradients()
+    assert all(torch.equal(g, expected[n]) for n, g in mine.masters.gradients().items())
+
+
+def test_greedy_samples_are_scored_without_temperature(llama: Path) -> None:
+    mine = learner(load_tiny(llama))
+    greedy, plain = (drain(mine.forward(group(), temperature=t)) for t in (0.0, 1.0))
+    assert all(np.array_equal(g, p) for g, p in zip(greedy, plain, strict=True))
+    assert all(np.isfinite(g).all() and g.any() for g in greedy)
+
+
 def test_logprobs_in_chunks_are_those_of_the_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("astuner.engine.embedded.logprobs.CHUNK_ELEMENTS", 50)  # 2 rows of 5
     logits = torch.randn(5, 23, generator=torch.Generator().manual_seed(0), requires_grad=True)

@@ -136,6 +136,7 @@ def test_parameters_are_in_the_compute_dtype_and_masters_in_float32(folder: Path
         ({"layer_types": ["full_attention", "linear_attention"]}, r"\['linear_attention'\]"),
         ({"attention_chunk_size": 64, "layer_types": ["chunked_attention"] * 2}, "chunked"),
         ({"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping=50.0"),
+        ({"max_position_embeddings": None}, r"names no context length"),
     ],
 )
 def test_attention_that_the_plans_do_not_compute(
