@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_learner import group, one_step, plain_logits
 from tiny import VOCAB, tiny_model
 from tiny_training import drain, learner, load_tiny, save_tiny
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, MambaConfig
 
 from astuner.engine.embedded import compatible
 from astuner.engine.embedded.weights import LoraSpec, Weights
@@ -136,7 +136,6 @@ def test_parameters_are_in_the_compute_dtype_and_masters_in_float32(folder: Path
         ({"layer_types": ["full_attention", "linear_attention"]}, r"\['linear_attention'\]"),
         ({"attention_chunk_size": 64, "layer_types": ["chunked_attention"] * 2}, "chunked"),
         ({"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping=50.0"),
-        ({"max_position_embeddings": None}, r"names no context length"),
     ],
 )
 def test_attention_that_the_plans_do_not_compute(
@@ -150,6 +149,11 @@ def test_attention_that_the_plans_do_not_compute(
     else:
         with pytest.raises(ModelError, match=reason):
             compatible.check_config(config, Path("x"))
+
+
+def test_a_config_without_a_context_length() -> None:
+    with pytest.raises(ModelError, match="names no context length"):
+        compatible.check_config(MambaConfig(), Path("x"))
 
 
 def test_sinks_and_models_with_attention_of_their_own() -> None:
