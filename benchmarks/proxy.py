@@ -46,10 +46,10 @@ class Bytes:
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
         return self.encode("".join(m["content"] for m in messages))
 
-    def extend(self, *_: Any) -> None:
+    def extend(self, *_: Any, **__: Any) -> None:
         return None
 
-    def parse(self, completion_ids: TokenIds, *_: Any) -> ParsedReply:
+    def parse(self, completion_ids: TokenIds, *_: Any, **__: Any) -> ParsedReply:
         return ParsedReply(self.decode(completion_ids), None, ())
 
     def encode(self, text: str) -> TokenIds:
