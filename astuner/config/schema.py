@@ -71,8 +71,8 @@ class MultiTurnConfig:
     """Limits of an episode with several turns."""
 
     max_steps: int = 30
-    """LLM calls one agent may make in an episode; the next one gets a 429-style error
-    that ends it. 0 means no limit."""
+    """LLM calls one agent may make in an episode; the next one is refused with an
+    error (403). 0 means no limit."""
 
 
 @dataclass

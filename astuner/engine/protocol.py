@@ -215,6 +215,6 @@ class Policy(Protocol):
         """Write weights (and optimizer state) into the folder `path`."""
         ...
 
-    async def load(self, path: Path, *, optimizer: bool) -> None:
-        """Read what `save` wrote, and publish it."""
+    async def load(self, path: Path, *, optimizer: bool) -> int:
+        """Read what `save` wrote, and publish it; returns the version that samples now."""
         ...

@@ -240,8 +240,7 @@ class _Loop:
     async def _resume(self, checkpoint: Checkpoint) -> None:
         if changed := check_resumable(checkpoint, self.settings):
             self.progress.note(changed)
-        await self.policy.load(checkpoint.path, optimizer=True)
-        self.version = await self.policy.publish()
+        self.version = await self.policy.load(checkpoint.path, optimizer=True)
         if isinstance(self.source, StatefulSource):
             self.source.restore(checkpoint.state.source)
         self.state = checkpoint.state

@@ -207,11 +207,11 @@ class ToyPolicy:
             self.before_save(path)
         np.save(path / "momentum.npy", self.momentum)
 
-    async def load(self, path: Path, *, optimizer: bool) -> None:
+    async def load(self, path: Path, *, optimizer: bool) -> int:
         self.verbs.append("load")
         self.logits = np.load(path / "logits.npy")
         self.momentum = np.load(path / "momentum.npy")
-        await self.publish()
+        return await self.publish()
 
 
 # ---------------------------------------------------------------- sources

@@ -244,14 +244,15 @@ class EmbeddedModel:
         """See `Policy.save`."""
         await self._run("save", partial(self._learner.save, path, optimizer=optimizer))
 
-    async def load(self, path: Path, *, optimizer: bool) -> None:
+    async def load(self, path: Path, *, optimizer: bool) -> int:
         """See `Policy.load`."""
 
-        def verb() -> None:
-            self._learner.load(path, optimizer=optimizer)
-            self._publish()
+        def verb() -> int:
+            self._learner.load(path, optimizer=optimizer)  # publishes
+            self._scheduler.weights_changed()
+            return self._weights.version
 
-        await self._run("load", verb)
+        return await self._run("load", verb)
 
     def _publish(self) -> int:
         version = self._weights.publish()

@@ -336,9 +336,9 @@ async def test_training_verbs(embedded: tuple[EmbeddedModel, TinyWeights], tmp_p
     assert (await model.forward_backward([], LossSpec("ppo"))).loss == 1.5
     assert await model.optim_step(AdamParams(lr=0.25)) == {"grad_norm": 1.0, "lr": 0.25}
     await model.save(tmp_path, optimizer=True)
-    await model.load(tmp_path, optimizer=False)
+    assert await model.load(tmp_path, optimizer=False) == 7
     assert model._learner.seen == [f"save {tmp_path} True", f"load {tmp_path} False"]
-    assert model.version == 1  # what was loaded is what samples
+    assert model.version == 7  # that of the checkpoint, not one more
 
 
 async def test_a_failing_verb_goes_to_its_caller(
