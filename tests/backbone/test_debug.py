@@ -41,7 +41,7 @@ def test_runs_in_order_in_the_main_thread(tmp_path: Path) -> None:
     job.config.debug.num_repeat = 2
     result = debug(job)
     here = threading.current_thread().name
-    assert SEEN == [(here, f"s00000-t00{t}-e0{e}") for t in (0, 1) for e in (0, 1)]
+    assert [(here, f"s00000-t00{t}-e0{e}") for t in (0, 1) for e in (0, 1)] == SEEN
     assert result.summary["mean_reward"] == 0.75
     assert result.summary["episodes"] == 4
 

@@ -43,7 +43,7 @@ def test_every_algorithm_by_name_exists(name: str) -> None:
 
 
 def test_bad_arguments_name_the_value_and_the_choices() -> None:
-    with pytest.raises(ConfigError, match="gppo.*grpo"):
+    with pytest.raises(ConfigError, match=r"gppo.*grpo"):
         AstunerJob(algorithm="gppo")
     with pytest.raises(ConfigError, match="n_gpu=2"):
         AstunerJob(n_gpu=2)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from byte_codec import ByteCodec
-from tuner_world import Make, World, reply
 
+from astuner.chat.byte_codec import ByteCodec
 from astuner.engine.fake import FakeEngine, Reply
 from astuner.model_tuner.server import TunerServer
+
+from .tuner_world import Make, World, reply
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 import pytest
-from tuner_world import Make, sampling
 
 from astuner.errors import MissingDependency
+
+from .tuner_world import Make, sampling
 
 HERE = importlib.util.find_spec("agentscope") is not None
 needs_agentscope = pytest.mark.skipif(not HERE, reason="agentscope is not installed")

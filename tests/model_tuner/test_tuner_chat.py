@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from byte_codec import END, ids
-from tuner_world import CALL, PROMPT, TOOLS, USER, Make, reply, sampling
+
+from astuner.chat.byte_codec import END, ids
+
+from .tuner_world import CALL, PROMPT, TOOLS, USER, Make, reply, sampling
 
 
 async def test_an_answer_and_its_record(make: Make) -> None:

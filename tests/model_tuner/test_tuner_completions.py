@@ -6,8 +6,10 @@ from typing import Any
 
 import openai
 import pytest
-from byte_codec import END, ids
-from tuner_world import Make, sampling
+
+from astuner.chat.byte_codec import END, ids
+
+from .tuner_world import Make, sampling
 
 
 async def test_a_text_prompt(make: Make) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from byte_codec import ByteCodec
-from tuner_world import USER, Make, sampling
 
+from astuner.chat.byte_codec import ByteCodec
 from astuner.errors import ContextLengthError, EngineError
 from astuner.model_tuner.in_process import InProcessTransport
 from astuner.types import FailureKind
+
+from .tuner_world import USER, Make, sampling
 
 
 def raw(world: Any, key: str | None = None, header: str = "authorization") -> httpx.AsyncClient:

@@ -8,11 +8,12 @@ from typing import Any
 
 import openai
 import pytest
-from tuner_world import CALL, PROMPT, TOOLS, USER, Make, World, reply, sampling
 
 from astuner.errors import EngineError
 from astuner.model_tuner import RelayServer, Session, SessionSpec
 from astuner.types import FailureKind
+
+from .tuner_world import CALL, PROMPT, TOOLS, USER, Make, World, reply, sampling
 
 
 class Relayed:

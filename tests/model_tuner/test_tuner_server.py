@@ -9,12 +9,13 @@ import sys
 import httpx
 import openai
 import pytest
-from byte_codec import ByteCodec
-from tuner_world import USER, Make
 
+from astuner.chat.byte_codec import ByteCodec
 from astuner.engine.fake import FakeEngine
 from astuner.errors import AstunerError, ConfigError
 from astuner.model_tuner import ModelTuner, TunerServer
+
+from .tuner_world import USER, Make
 
 
 def test_the_sync_sdk_over_loopback(make: Make) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from byte_codec import END
-from tuner_world import PROMPT, USER, Make, World, sampling
 
+from astuner.chat.byte_codec import END
 from astuner.errors import RequestError
 from astuner.model_tuner.session import call_seed, prompt_digest
 from astuner.types import token_ids
+
+from .tuner_world import PROMPT, USER, Make, World, sampling
 
 
 def ask(client: openai.AsyncOpenAI, **more: Any) -> Any:

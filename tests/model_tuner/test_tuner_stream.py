@@ -7,17 +7,18 @@ from typing import Any
 
 import openai
 import pytest
-from byte_codec import END, ByteCodec, ids
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
-from tuner_world import CALL, TOOLS, USER, Make, World, reply, sampling
 
+from astuner.chat.byte_codec import END, ByteCodec, ids
 from astuner.engine.fake import FakeEngine
 from astuner.errors import EngineError
 from astuner.model_tuner.deltas import Deltas
 from astuner.model_tuner.server import TunerServer
 from astuner.model_tuner.stops import StopStrings
+
+from .tuner_world import CALL, TOOLS, USER, Make, World, reply, sampling
 
 
 async def chunks_of(client: openai.AsyncOpenAI, **request: Any) -> list[ChatCompletionChunk]:

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from byte_codec import ids
-
+from astuner.chat.byte_codec import ids
 from astuner.engine.fake import FakeEngine
 from astuner.model_tuner.server import TunerServer
 from astuner.model_tuner.session import Session, SessionSampling, SessionSpec

@@ -11,21 +11,6 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from tiny import tiny_model
-from tiny_training import (
-    drain,
-    k3,
-    learner,
-    load_tiny,
-    policy_gradient,
-    sample,
-    save_tiny,
-    sequence_ratio,
-    tokens,
-    unpacked_gradients,
-    unpacked_logprobs,
-    with_advantage,
-)
 
 from astuner.engine.embedded.learner import Learner
 from astuner.engine.embedded.logprobs import token_logprobs
@@ -39,6 +24,22 @@ from astuner.engine.protocol import (
 )
 from astuner.errors import EngineError
 from astuner.types import Sample
+
+from .tiny import tiny_model
+from .tiny_training import (
+    drain,
+    k3,
+    learner,
+    load_tiny,
+    policy_gradient,
+    sample,
+    save_tiny,
+    sequence_ratio,
+    tokens,
+    unpacked_gradients,
+    unpacked_logprobs,
+    with_advantage,
+)
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import VOCAB, TinyWeights, greedy, prompt, tiny_embedded, tiny_model
-from tiny_training import policy_gradient, sample, save_tiny
 
 from astuner.engine.embedded.model import EmbeddedModel
 from astuner.engine.embedded.weights import LoraSpec
@@ -25,7 +23,10 @@ from astuner.engine.protocol import (
     SamplingParams,
     generate,
 )
-from astuner.errors import ContextLengthError, EngineClosed, EngineError
+from astuner.errors import ConfigError, ContextLengthError, EngineClosed, EngineError
+
+from .tiny import VOCAB, TinyWeights, greedy, prompt, tiny_embedded, tiny_model
+from .tiny_training import policy_gradient, sample, save_tiny
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -414,6 +415,11 @@ def test_a_failing_load_raises_at_the_caller() -> None:
     with pytest.raises(ValueError, match="no weights"):
         EmbeddedModel(build)
     assert threading.active_count() == before
+
+
+def test_no_sequences_at_all_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="max_num_seqs must be at least 1; it is 0"):
+        tiny_embedded(max_num_seqs=0)
 
 
 async def test_stats(embedded: tuple[EmbeddedModel, TinyWeights]) -> None:

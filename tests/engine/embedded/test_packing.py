@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_training import sample
 
 from astuner.engine.embedded.packing import Row, pack
 from astuner.engine.embedded.tree_plan import TreePlan, _fused, _two_products
 from astuner.types import Sample
+
+from .tiny_training import sample
 
 
 def test_a_group_shares_its_prompt_and_identical_completions() -> None:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from tiny import VOCAB, tiny_model
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +17,8 @@ from astuner.engine.embedded.learner import Learner
 from astuner.engine.embedded.weights import LoraSpec, Weights
 from astuner.engine.protocol import LossInput, LossOutput, LossSpec
 from astuner.types import Sample
+
+from .tiny import VOCAB, tiny_model
 
 Result = TypeVar("Result")
 
