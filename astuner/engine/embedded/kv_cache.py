@@ -25,6 +25,11 @@ BLOCK = 64
 """Views are cut at multiples of this many tokens; the shortest slot has so many."""
 
 
+def whole_blocks(tokens: int) -> int:
+    """Rounded up to a multiple of BLOCK."""
+    return -(-tokens // BLOCK) * BLOCK
+
+
 class PoolFull(EngineError):
     """The pool's budget cannot take this sequence now; others have to leave first."""
 

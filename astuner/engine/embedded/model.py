@@ -33,7 +33,7 @@ from astuner.engine.protocol import (
     SamplingParams,
     TokenChunk,
 )
-from astuner.errors import ContextLengthError, EngineError
+from astuner.errors import ConfigError, ContextLengthError, EngineError
 from astuner.types import Sample, TokenIds, token_ids
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class EmbeddedModel:
         max_num_seqs: int = 128,
         kv_cache_tokens: int = 0,
     ) -> None:
+        if max_num_seqs < 1:
+            raise ConfigError(f"rollout.max_num_seqs must be at least 1; it is {max_num_seqs}.")
         self._max_num_seqs = max_num_seqs
         self._kv_cache_tokens = kv_cache_tokens
         self._thread = DeviceThread()

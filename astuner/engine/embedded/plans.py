@@ -2,20 +2,26 @@
 
 `DecodePlan` takes one new token of each running sequence and attends over its
 slot; `PrefillPlan` takes runs of new tokens of several sequences and attends
-over each one's own KV buffer. Both store the new keys and values first. Neither
-computes logits or moves sequences about.
+over each one's own KV buffer. Both store the new keys and values first, and on
+CPU both give a token bitwise the same result: whatever else is in the batch,
+wherever a prompt is cut, whether it is prefilled or decoded. Neither computes
+logits or moves sequences about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from astuner.engine.embedded.kv_cache import BLOCK, Shelf
+from astuner.engine.embedded.kv_cache import BLOCK, Shelf, whole_blocks
+
+FP32_ROWS = 4
+"""A float32 product whose rows are no multiple of this takes another kernel on CPU, which
+adds up in another order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +31,9 @@ class _Rows:
     start: int
     stop: int
     kv: Tensor
-    """[L, 2, n, K, S, D]: used slots, cut at the longest sequence, rounded up to BLOCK."""
+    """[L, 2, n, K, S, D]: used slots, cut after the longest sequence at a whole block."""
     mask: Tensor
-    """[n, 1, S] float32: 0 where the slot has a token (the new one included), else -inf."""
+    """[n * K, 1, S] float32: 0 where the slot has a token (the new one too), else -inf."""
     index: Tensor
     """[n] slot numbers, for storing."""
     position: Tensor
@@ -35,13 +41,8 @@ class _Rows:
 
 
 class DecodePlan:
-    """One new token for each slot of `shelves`, in their order.
-
-    The result of a row is bitwise the same whatever the other rows are and however far
-    the view reaches: two `bmm`s and a float32 softmax treat rows alike, and masked
-    positions add exact zeros. (SDPA with a mask and one query is several times slower on
-    CPU.) Rows of the packed row beyond the slots are padding; their output is zero.
-    """
+    """One new token for each slot of `shelves`, in their order. Rows of the packed row
+    beyond the slots are padding; their output is zero."""
 
     def __init__(self, shelves: Sequence[Shelf]) -> None:
         self._rows: list[_Rows] = []
@@ -52,43 +53,35 @@ class DecodePlan:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         heads, tokens, dim = query.shape
+        group = heads // key.shape[0]
         out = query.new_zeros(tokens, heads, dim)
         for rows in self._rows:
             part = slice(rows.start, rows.stop)
             keys, values = rows.kv[layer].unbind(0)
             keys[rows.index, :, rows.position] = key[:, part].transpose(0, 1)
             values[rows.index, :, rows.position] = value[:, part].transpose(0, 1)
-            out[part] = _attend_slots(query[:, part], keys, values, rows.mask, scale)
+            queries = query[:, part].transpose(0, 1).reshape(-1, group, dim)
+            attended = _two_products(
+                queries, keys.flatten(0, 1), values.flatten(0, 1), rows.mask, group, scale
+            )
+            out[part] = attended.reshape(-1, heads, dim)
         return out
 
 
 def _rows(shelf: Shelf, start: int) -> _Rows:
-    n, device = len(shelf.slots), shelf.kv.device
+    n, device, kv_heads = len(shelf.slots), shelf.kv.device, shelf.kv.shape[3]
     lengths = torch.tensor([slot.length for slot in shelf.slots])
-    view = min(shelf.size, -(-(int(lengths.max()) + 1) // BLOCK) * BLOCK)
+    view = whole_blocks(int(lengths.max()) + 1)
     mask = torch.zeros(n, 1, view)
     mask.masked_fill_(torch.arange(view) > lengths[:, None, None], float("-inf"))
     return _Rows(
         start,
         start + n,
         shelf.kv[:, :, :n, :, :view],
-        mask.to(device),
+        mask.repeat_interleave(kv_heads, 0).to(device),
         torch.arange(n, device=device),
         lengths.to(device),
     )
-
-
-def _attend_slots(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float
-) -> Tensor:
-    """query [H, n, D] over keys, values [n, K, S, D] under mask [n, 1, S]; [n, H, D]."""
-    n, kv_heads, length, dim = keys.shape
-    heads = query.shape[0]
-    grouped = query.transpose(0, 1).reshape(n * kv_heads, heads // kv_heads, dim)
-    scores = torch.bmm(grouped, keys.flatten(0, 1).transpose(1, 2))
-    scores = scores.view(n, heads, length).float().mul_(scale).add_(mask)
-    weights = scores.softmax(-1).to(values.dtype).view(n * kv_heads, -1, length)
-    return torch.bmm(weights, values.flatten(0, 1)).view(n, heads, dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +89,8 @@ class Segment:
     """A run of new tokens of one sequence in the packed row."""
 
     kv: Tensor
-    """[L, 2, K, >= past + tokens, D]: filled up to `past`, the rest is written here."""
+    """[L, 2, K, S, D], S whole blocks >= past + tokens: filled up to `past`, the rest is
+    written here."""
     past: int
     tokens: int
 
@@ -106,49 +100,105 @@ class PrefillPlan:
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
-        self._masks = [_lower_right_causal(s) for s in segments]
+        on_cpu = segments[0].kv.device.type == "cpu"
+        self._attend, masks = (_in_blocks, _block_masks) if on_cpu else (_fused, _causal_masks)
+        self._masks = [list(masks(segment)) for segment in segments]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         heads, tokens, dim = query.shape
         out = query.new_zeros(tokens, heads, dim)
         start = 0
-        for segment, mask in zip(self._segments, self._masks, strict=True):
+        for segment, masks in zip(self._segments, self._masks, strict=True):
             part = slice(start, start + segment.tokens)
-            end = segment.past + segment.tokens
-            keys, values = segment.kv[layer, :, :, :end].unbind(0)
-            keys[:, segment.past :] = key[:, part]
-            values[:, segment.past :] = value[:, part]
-            out[part] = _attend_causally(query[:, part], keys, values, mask, scale)
+            keys, values = segment.kv[layer].unbind(0)
+            new = slice(segment.past, segment.past + segment.tokens)
+            keys[:, new], values[:, new] = key[:, part], value[:, part]
+            out[part] = self._attend(query[:, part], keys, values, masks, scale)
             start = part.stop
         return out
 
 
-def _attend_causally(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
+# ---------------------------------------------------------------- on CPU
+
+
+def _two_products(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, rows: int, scale: float
 ) -> Tensor:
-    """query [H, T, D] over keys, values [K, S, D]; [T, H, D]."""
-    if mask is not None and query.device.type != "cpu":
-        # kernels there take a mask or grouped heads, not both
-        repeats = query.shape[0] // keys.shape[0]
-        keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)
+    """queries [B, M, D] over keys and values [B, S, D]; [B, M, D]. The scores, seen as
+    [-1, rows, S], get `mask` added.
+
+    SDPA has no fast CPU kernel for grouped heads under a mask, and for one query it is
+    several times slower than this. S counts in whole blocks and what is masked adds exact
+    zeros, so that a row's result does not depend on S; nor on M (see FP32_ROWS).
+    """
+    count, missing = queries.shape[1], -queries.shape[1] % FP32_ROWS
+    if queries.dtype == torch.float32 and missing:
+        queries = F.pad(queries, (0, 0, 0, missing))
+    scores = torch.bmm(queries, keys.transpose(1, 2))
+    shape = scores.shape
+    if shape[1] != count:
+        scores = scores[:, :count].reshape(-1, rows, shape[2])
+    scores = scores.view(-1, rows, shape[2]).float().mul_(scale).add_(mask)
+    weights = scores.softmax(-1).to(values.dtype).view(-1, count, shape[2])
+    if shape[1] != count:
+        weights = F.pad(weights, (0, 0, 0, missing))
+    return torch.bmm(weights, values)[:, :count]
+
+
+def _in_blocks(
+    query: Tensor, keys: Tensor, values: Tensor, masks: list[Tensor], scale: float
+) -> Tensor:
+    """query [H, T, D] over keys and values [K, S, D], BLOCK queries at a time; [T, H, D]."""
+    heads, tokens, dim = query.shape
+    out = query.new_empty(tokens, heads, dim)
+    for number, mask in enumerate(masks):
+        rows, reach = mask.shape
+        part = slice(number * BLOCK, number * BLOCK + rows)
+        queries = query[:, part].reshape(keys.shape[0], -1, dim)
+        seen, read = keys[:, :reach], values[:, :reach]
+        attended = _two_products(queries, seen, read, mask, rows, scale)
+        out[part] = attended.reshape(heads, rows, dim).transpose(0, 1)
+    return out
+
+
+def _block_masks(segment: Segment) -> Iterator[Tensor]:
+    """For each block of queries, float32 [rows, reach]: 0 where the key is seen, else -inf;
+    `reach` is what the last query sees, in whole blocks."""
+    end = segment.past + segment.tokens
+    for first in range(segment.past, end, BLOCK):
+        last = min(first + BLOCK, end)
+        mask = torch.zeros(last - first, whole_blocks(last))
+        hidden = torch.arange(mask.shape[1]) > torch.arange(first, last)[:, None]
+        yield mask.masked_fill_(hidden, float("-inf"))
+
+
+# ---------------------------------------------------------------- elsewhere
+
+
+def _fused(
+    query: Tensor, keys: Tensor, values: Tensor, masks: list[Tensor], scale: float
+) -> Tensor:
+    """query [H, T, D] over keys and values [K, S, D] under the one mask, or causally over
+    the first T; [T, H, D]. Kernels take a mask or grouped heads, not both."""
+    heads, tokens, _ = query.shape
+    mask = masks[0] if masks else None
+    reach = tokens if mask is None else mask.shape[1]
+    repeats = 1 if mask is None else heads // keys.shape[0]
     attended = F.scaled_dot_product_attention(
         query[None],
-        keys[None],
-        values[None],
+        keys[None, :, :reach].repeat_interleave(repeats, 1),
+        values[None, :, :reach].repeat_interleave(repeats, 1),
         attn_mask=mask,
         is_causal=mask is None,
         scale=scale,
-        enable_gqa=query.shape[0] != keys.shape[0],
+        enable_gqa=mask is None,
     )
     return attended[0].transpose(0, 1)
 
 
-def _lower_right_causal(segment: Segment) -> Tensor | None:
-    """None where plain causal masking does (no past); else bool [tokens, past + tokens],
-    True where the key may be seen."""
-    if segment.past == 0:
-        return None
-    end = segment.past + segment.tokens
-    device = segment.kv.device
-    positions = torch.arange(segment.past, end, device=device)
-    return torch.arange(end, device=device) <= positions[:, None]
+def _causal_masks(segment: Segment) -> Iterator[Tensor]:
+    """Nothing where there is no past; else bool [tokens, past + tokens], True where seen."""
+    if segment.past:
+        end = segment.past + segment.tokens
+        positions = torch.arange(segment.past, end, device=segment.kv.device)
+        yield torch.arange(end, device=segment.kv.device) <= positions[:, None]

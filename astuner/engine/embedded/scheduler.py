@@ -5,7 +5,8 @@ decodes with all others until it stops; the last prompt token is simply the
 first one fed to a decode tick, so a prompt whose KV is held needs no prefill at
 all. Of several waiting requests that share a long prefix, one is prefilled and
 the others wait for its KV. Everything runs on the device thread; admission is
-first come, first served, and results do not depend on it.
+first come, first served, and on CPU a request's result does not depend on it,
+nor on what was cached, to the last bit.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from astuner.engine.embedded.kv_cache import (
     PrefixCache,
     Slot,
     common_prefix,
+    whole_blocks,
 )
 from astuner.engine.embedded.mailbox import Mailbox, Outbox
 from astuner.engine.embedded.plans import Segment
@@ -34,8 +36,7 @@ from astuner.errors import EngineClosed, EngineError
 from astuner.types import FinishReason, TokenIds, token_ids
 
 PREFILL_TOKENS = 2048
-"""Tokens of one prefill pass. Longer prompts are cut at multiples of it, never at what
-happens to be left of a row, so that the cut does not depend on the other requests."""
+"""Tokens of one prefill pass; prompts are cut where it is full."""
 WORTH_WAITING = 32
 """A request waits for the KV of another if that saves it so many tokens."""
 
@@ -83,8 +84,8 @@ class _Prefill:
     done: int
 
     @property
-    def next_cut(self) -> int:
-        return min(len(self.tokens), (self.done // PREFILL_TOKENS + 1) * PREFILL_TOKENS)
+    def missing(self) -> int:
+        return len(self.tokens) - self.done
 
 
 class Scheduler:
@@ -180,7 +181,7 @@ class Scheduler:
     def _has_room(self, length: int, held: int) -> bool:
         """Room in the pool, also for those still prefilling; and prefill buffers, which are
         outside the pool, are kept to about one row's worth."""
-        pending = sum(len(p.tokens) - p.done for p in self._prefilling)
+        pending = sum(p.missing for p in self._prefilling)
         if held < length and pending >= PREFILL_TOKENS:
             return False
         return self._pool.fits([length, *(len(p.tokens) for p in self._prefilling)])
@@ -195,7 +196,7 @@ class Scheduler:
             self._cache.read(tokens, slot.kv)
             self._running[slot] = request
         else:
-            kv = self._layout.zeros(len(tokens))
+            kv = self._layout.zeros(whole_blocks(len(tokens)))
             self._cache.read(tokens, kv)
             self._prefilling.append(_Prefill(request, tokens, kv, held))
 
@@ -221,21 +222,22 @@ class Scheduler:
     # ------------------------------------------------------------ prefill
 
     def _prefill_row(self) -> None:
-        """One packed row of at most PREFILL_TOKENS (or one piece); the ended ones then run."""
-        pieces: list[tuple[_Prefill, int]] = []
-        used = 0
+        """One packed row of at most PREFILL_TOKENS; those that are through then run."""
+        segments: list[Segment] = []
+        tokens: list[TokenIds] = []
+        left = PREFILL_TOKENS
         for item in self._prefilling:
-            cut = item.next_cut
-            if pieces and used + cut - item.done > PREFILL_TOKENS:
+            count = min(left, item.missing)
+            if count == 0:
                 break
-            pieces.append((item, cut))
-            used += cut - item.done
-        segments = [Segment(p.kv, p.done, cut - p.done) for p, cut in pieces]
-        prefill(self._weights, segments, [p.tokens[p.done : cut] for p, cut in pieces])
-        self.counters.prefilled_tokens += used
-        for item, cut in pieces:
-            item.done = cut
-            if cut == len(item.tokens):
+            segments.append(Segment(item.kv, item.done, count))
+            tokens.append(item.tokens[item.done : item.done + count])
+            left -= count
+        prefill(self._weights, segments, tokens)
+        self.counters.prefilled_tokens += PREFILL_TOKENS - left
+        for item, segment in zip(list(self._prefilling), segments, strict=False):
+            item.done += segment.tokens
+            if item.missing == 0:
                 self._prefilling.remove(item)
                 self._run(item)
 
@@ -249,7 +251,7 @@ class Scheduler:
         except PoolFull:
             self._waiting.appendleft(item.request)
             return
-        slot.kv[..., :length, :] = item.kv
+        slot.kv[..., :length, :] = item.kv[..., :length, :]
         self._running[slot] = item.request
 
     # ------------------------------------------------------------ decode
