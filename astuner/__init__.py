@@ -6,6 +6,7 @@ and needs neither torch nor a server.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,11 @@ _HOME = {
     "WorkflowOutput": "astuner.types",
     "WorkflowTask": "astuner.types",
 }
+
+# Read when torch loads its OpenMP runtime (GNU's or LLVM's). By default its idle threads spin
+# for long, and any other busy process then makes each step up to fifty times slower.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+os.environ.setdefault("KMP_BLOCKTIME", "1")
 
 __version__ = "0.1.0"
 __all__ = [
