@@ -6,11 +6,15 @@ without training (`astuner eval`). Owns what it starts; leaves a run folder behi
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from astuner.backbone.assembly import (
     UserParts,
@@ -32,6 +36,7 @@ from astuner.tracking import (
     MetricSinks,
     RunDisplay,
     learning_curve,
+    next_commands,
     summary_table,
     write_summary,
 )
@@ -50,7 +55,7 @@ async def run(context: RunContext) -> RunResult:
     with ExitStack() as stack:
         display = stack.enter_context(
             RunDisplay(
-                step_lines="console" not in config.trainer_common.logger,
+                step_lines="console" in config.trainer_common.logger,
                 episodes={"rollout": config.data.train_batch_size * config.rollout.num_repeat},
             )
         )
@@ -133,13 +138,12 @@ async def _train(
     resume_from = checkpoints.latest() if context.resume else None
     resume_step = resume_from.state.step if resume_from else None
     sinks = MetricSinks(
-        config.trainer_common.logger,
+        [name for name in config.trainer_common.logger if name != "console"],
         context.run_dir,
         config.project_name,
         config.experiment_name,
         asdict(config),
         resume_step=resume_step,
-        console=display.console,
     )
     stack.callback(sinks.close)
     tokenizer = model.tokenizer
@@ -249,24 +253,33 @@ def _finish(context: RunContext, result: TrainResult, summary: Mapping[str, Any]
         places["tuned adapter"] = result.checkpoint
     places["all facts"] = run_dir / "summary.json"
     places["episodes"] = run_dir / "episodes"
-    RunDisplay().console.print(
-        summary_table(summary, places=places, commands=_next_commands(context, result))
-    )
+    console = Console()
+    console.print(summary_table(summary, places=places))
+    console.print(next_commands(_commands(context, result)), soft_wrap=True)
     return RunResult(run_dir, summary, result.checkpoint, result.stopped)
 
 
-def _next_commands(context: RunContext, result: TrainResult) -> list[tuple[str, str]]:
+def _commands(context: RunContext, result: TrainResult) -> list[tuple[str, str]]:
     conf = context.loaded.path or context.run_dir / "config.yaml"
+    astuner = executable()
     if result.stopped:
-        return [("go on where it stopped", f"astuner --conf {conf} --resume")]
+        return [("go on where it stopped", f"{astuner} --conf {conf} --resume")]
     return [
-        ("talk to the tuned model", f"astuner chat {context.run_dir}"),
-        ("score it again", f"astuner eval --conf {conf} --adapter {context.run_dir}"),
-        (
-            "watch one episode token by token",
-            f"astuner --conf {conf} --backbone debug",
-        ),
+        ("talk to the tuned model", f"{astuner} chat {context.run_dir}"),
+        ("score it again", f"{astuner} eval --conf {conf} --adapter {context.run_dir}"),
+        ("watch episodes token by token", f"{astuner} --conf {conf} --backbone debug"),
     ]
+
+
+def executable() -> str:
+    """How to type `astuner` here: its path where the environment is not activated."""
+    ours = Path(sys.executable).parent / "astuner"
+    found = shutil.which("astuner")
+    if (found is not None and Path(found) == ours) or not ours.exists():
+        return "astuner"
+    with suppress(ValueError):
+        return str(ours.relative_to(Path.cwd()))
+    return str(ours)
 
 
 def checkpoint_of(path: Path) -> Path:

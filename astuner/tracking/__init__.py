@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from astuner.tracking.episodes import EpisodeStore, read_episodes
     from astuner.tracking.metrics_file import read_metrics
     from astuner.tracking.sinks import SINKS, MetricSinks
-    from astuner.tracking.summary import summary_table, write_summary
+    from astuner.tracking.summary import next_commands, summary_table, write_summary
     from astuner.tracking.token_view import colored_tokens, legend
 
 _HOME = {
@@ -23,6 +23,7 @@ _HOME = {
     "colored_tokens": "token_view",
     "learning_curve": "curve",
     "legend": "token_view",
+    "next_commands": "summary",
     "read_episodes": "episodes",
     "read_metrics": "metrics_file",
     "summary_table": "summary",
@@ -36,6 +37,7 @@ __all__ = [
     "colored_tokens",
     "learning_curve",
     "legend",
+    "next_commands",
     "read_episodes",
     "read_metrics",
     "summary_table",

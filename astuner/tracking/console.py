@@ -1,23 +1,17 @@
-"""One readable line a step in the terminal: the figures one looks at first.
+"""One readable line a step for the terminal: the figures one looks at first.
 
-The columns are fixed and short; everything else is in `metrics.jsonl`. Uses the
-console it is given, so that lines and a live display do not tear each other apart.
+The columns are fixed and short; everything else is in `metrics.jsonl`. Who prints
+the line, and where, is `display`'s business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from astuner.tracking.sinks import RunInfo
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("reward/mean", "reward", ".3f"),
-    ("eval/score", "held-out", ".3f"),
     ("policy/loss", "loss", ".4f"),
     ("policy/grad_norm", "grad", ".3g"),
     ("policy/entropy", "entropy", ".3f"),
@@ -25,6 +19,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("staleness/mean", "stale", ".2f"),
     ("episodes/failed", "failed", ".0f"),
     ("seconds/step", "seconds", ".1f"),
+    ("speed/sampled_tokens_per_second", "tok/s", ",.0f"),
 )
 """Metric, heading, format. What is missing from a step, and zero failures, are left out."""
 
@@ -36,19 +31,6 @@ def line(step: int, metrics: Mapping[str, float]) -> Text:
         value = metrics.get(name)
         if value is None or (value == 0 and name in ("episodes/failed", "staleness/mean")):
             continue
-        style = {"reward": "green", "held-out": "bold cyan", "failed": "red"}.get(heading, "")
+        style = {"reward": "green", "failed": "red"}.get(heading, "")
         text.append(f"  {heading} ", "dim").append(format(value, form), style)
     return text
-
-
-class ConsoleSink:
-    """Prints a line for each step."""
-
-    def __init__(self, info: RunInfo) -> None:
-        self._console = info.console or Console()
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._console.print(line(step, metrics), highlight=False, soft_wrap=True)
-
-    def close(self) -> None:
-        """Nothing to end."""

@@ -62,9 +62,8 @@ class RunDisplay:
         episodes: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`step_lines` prints a line for each step; leave it off where the sink "console"
-        does so already. `episodes` says how many a stage consists of, e.g. {"rollout": 64}.
-        The live lines start with the first stage."""
+        """`step_lines` prints a line for each step. `episodes` says how many a stage
+        consists of, e.g. {"rollout": 64}. The live lines start with the first stage."""
         self.console = console or Console()
         self._step_lines = step_lines
         self._episodes = episodes or {}

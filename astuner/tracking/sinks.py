@@ -15,22 +15,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
-
 from astuner.errors import ConfigError, MissingDependency
 from astuner.tracking.metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)
 
 SINKS: dict[str, str] = {
-    "console": "astuner.tracking.console:ConsoleSink",
     "tensorboard": "astuner.tracking.trackers:TensorBoardSink",
     "wandb": "astuner.tracking.trackers:WandbSink",
     "swanlab": "astuner.tracking.trackers:SwanLabSink",
     "trackio": "astuner.tracking.trackers:TrackioSink",
     "mlflow": "astuner.tracking.trackers:MlflowSink",
 }
-"""What `trainer_common.logger` may name: "module:attribute"."""
+"""What `trainer_common.logger` may name, besides "console" (see `display`): "module:attribute"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,6 @@ class RunInfo:
     experiment: str
     config: Mapping[str, Any]
     resumed: bool = False
-    console: Console | None = None
 
 
 class Sink(Protocol):
@@ -64,7 +60,6 @@ class MetricSinks:
         config: Mapping[str, Any],
         *,
         resume_step: int | None = None,
-        console: Console | None = None,
     ) -> None:
         """`resume_step` is the last step of a resumed run that counts: what `metrics.jsonl`
         has beyond it is cut off. None starts a new file.
@@ -73,7 +68,7 @@ class MetricSinks:
         MissingDependency for one that is not installed.
         """
         makers = [_find(name) for name in names]
-        info = RunInfo(run_dir, project, experiment, config, resume_step is not None, console)
+        info = RunInfo(run_dir, project, experiment, config, resume_step is not None)
         self._file = MetricsFile(run_dir / "metrics.jsonl", resume_step)
         self._sinks: dict[str, Sink] = {}
         for name, maker in zip(names, makers, strict=True):

@@ -31,12 +31,11 @@ def summary_table(
     summary: Mapping[str, Any],
     *,
     places: Mapping[str, object] | None = None,
-    commands: Sequence[tuple[str, str]] = (),
 ) -> Panel:
-    """Held-out score before and after, the run's figures, where things are, what to type next.
+    """Held-out score before and after, the run's figures, where things are.
 
     `summary` has the keys of `summary.json`, any of which may be missing; `places` is
-    what -> where; `commands` are (what it does, command).
+    what -> where.
     """
     parts: list[Any] = [_scores(summary), Text(), _figures(summary)]
     if places:
@@ -44,12 +43,16 @@ def summary_table(
         for what, where in places.items():
             rows.add_row(Text(what, "dim"), Text(str(where), overflow="fold"))
         parts += [Text(), rows]
-    if commands:
-        parts += [Text(), Text("Next", "bold")]
-        for what, command in commands:
-            parts.append(Text.assemble((f"  # {what}\n", "dim"), (f"  {command}", "cyan")))
     title = f"{summary.get('model', 'run')} tuned" if summary.get("steps") else "run"
     return Panel(Group(*parts), title=title, title_align="left", border_style="green", expand=False)
+
+
+def next_commands(commands: Sequence[tuple[str, str]]) -> Text:
+    """(what it does, command) as lines to copy: print them with `soft_wrap`, unframed."""
+    text = Text("Next", "bold")
+    for what, command in commands:
+        text.append(f"\n  # {what}\n", "not bold dim").append(f"  {command}", "not bold cyan")
+    return text
 
 
 def _scores(summary: Mapping[str, Any]) -> Table:

@@ -15,6 +15,7 @@ from astuner.tracking import (
     colored_tokens,
     learning_curve,
     legend,
+    next_commands,
     summary_table,
     write_summary,
 )
@@ -43,7 +44,7 @@ def test_the_table_says_before_after_where_and_what_next() -> None:
         "tokens_masked_by_reason": {"context": 12000, "too_long": 0},
     }
     places = {"tuned adapter": Path("/runs/q/adapter")}
-    console.print(summary_table(summary, places=places, commands=[("talk", "astuner chat q")]))
+    console.print(summary_table(summary, places=places))
     words = " ".join(console.export_text().replace("\u2502", " ").split())
     for said in (
         "before after change held-out score 0.000 0.562 +0.562",
@@ -52,9 +53,14 @@ def test_the_table_says_before_after_where_and_what_next() -> None:
         "tokens sampled 25,000",
         "tokens not trained 12,000 context",
         "tuned adapter /runs/q/adapter",
-        "# talk astuner chat q",
     ):
         assert said in words
+
+
+def test_commands_can_be_copied_however_narrow_the_terminal() -> None:
+    console = Console(record=True, width=20)
+    console.print(next_commands([("talk", "astuner chat runs/a_long_name")]), soft_wrap=True)
+    assert console.export_text() == "Next\n  # talk\n  astuner chat runs/a_long_name\n"
 
 
 def test_the_table_of_a_run_that_validated_nothing() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from .test_learner import group, one_step
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from astuner.engine.embedded.export import merge
 from astuner.engine.embedded.weights import LoraSpec
 from astuner.errors import CheckpointError
 
+from .test_learner import group, one_step
 from .tiny import tiny_model
 from .tiny_training import learner, load_tiny, save_tiny
 

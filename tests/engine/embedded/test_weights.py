@@ -13,7 +13,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from .test_learner import group, one_step, plain_logits
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, MambaConfig
 
 from astuner.engine.embedded import compatible
@@ -21,6 +20,7 @@ from astuner.engine.embedded.weights import LoraSpec, Weights
 from astuner.engine.protocol import AdamParams, LossSpec
 from astuner.errors import CheckpointError, ModelError
 
+from .test_learner import group, one_step, plain_logits
 from .tiny import VOCAB, tiny_model
 from .tiny_training import drain, learner, load_tiny, save_tiny
 
