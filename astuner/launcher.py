@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -90,22 +90,39 @@ def allow_open_files() -> None:
 
 
 def run_folder(loaded: LoadedConfig, *, resume: bool) -> Path:
-    """`experiment_dir/experiment_name`, numbered if taken; the newest of them to resume."""
+    """`experiment_dir/experiment_name`, numbered if taken; to resume, the newest of them
+    with a checkpoint (or of all). Debugging has folders of its own, `NAME-debug`, so that
+    nothing is ever resumed there."""
     config = loaded.config
-    base = Path(config.experiment_dir) / config.experiment_name
-    newest, free = None, base
+    name = config.experiment_name + ("-debug" if config.backbone == "debug" else "")
+    base = free = Path(config.experiment_dir) / name
+    taken: list[Path] = []
     for number in count(2):
         if not free.exists():
             break
-        newest, free = free, base.with_name(f"{base.name}-{number}")
+        taken.append(free)
+        free = base.with_name(f"{base.name}-{number}")
     if not resume:
         return free
-    if newest is None:
+    if not taken:
         raise ConfigError(
             f"--resume: there is no run folder {base}. Start without --resume, or name the "
             "right experiment with --exp-dir and experiment_name=..."
         )
-    return newest
+    return _resumable(taken)
+
+
+def _resumable(folders: Sequence[Path]) -> Path:
+    """The newest folder with a checkpoint; a later run that was stopped before its first
+    step does not hide it."""
+    from astuner.trainer import Checkpoints
+
+    newest = folders[-1]
+    saved = (f for f in reversed(folders) if Checkpoints(f / "checkpoints").latest())
+    chosen = next(saved, newest)
+    if chosen != newest:
+        print(f"{newest} has no checkpoint: going on in {chosen}.", file=sys.stderr)
+    return chosen
 
 
 def in_own_thread(make: Callable[[], Any]) -> Any:

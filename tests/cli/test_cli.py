@@ -45,6 +45,8 @@ def test_tune_then_eval_then_chat(
     assert "held-out score" in out
     assert "astuner chat" in out
     run_dir = tmp_path / "runs" / "tiny"
+    # The override is in the run's own configuration only.
+    assert f"eval --conf {run_dir / 'config.yaml'} --adapter {run_dir}" in out
     assert main(["eval", "--conf", str(conf), "--adapter", str(run_dir)]) == 0
     assert "held-out score" in capsys.readouterr().out
     assert main(["chat", str(run_dir), "--message", "hello"]) == 0
