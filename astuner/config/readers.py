@@ -15,7 +15,7 @@ from astuner.config.loaded import COMMAND_LINE, LoadedConfig, Origin, joined
 from astuner.config.schema import AstunerConfig
 from astuner.errors import ConfigError
 
-_SELECTED: Mapping[str, tuple[str, str]] = {
+_SELECTED: Mapping[str, tuple[str, object]] = {
     "task_reader.jsonl_dataset_file": ("task_reader.type", "jsonl_dataset_file"),
     "task_reader.huggingface_dat_repo": ("task_reader.type", "huggingface_dat_repo"),
     "task_reader.reasoning_gym": ("task_reader.type", "reasoning_gym"),
@@ -25,8 +25,28 @@ _SELECTED: Mapping[str, tuple[str, str]] = {
     "task_judge.llm": ("task_judge.judge_type", "llm"),
     "debug.endpoint": ("debug.model", "endpoint"),
     "debug.fake_replies": ("debug.model", "fake"),
+    "model.lora.rank": ("model.lora.enable", True),
+    "model.lora.alpha": ("model.lora.enable", True),
+    "model.lora.target_modules": ("model.lora.enable", True),
+    "trainer_common.kl_loss_coef": ("trainer_common.use_kl_loss", True),
+    "trainer_common.kl_loss_type": ("trainer_common.use_kl_loss", True),
+    "trainer_common.algorithm.max_refill_rounds": (
+        "trainer_common.algorithm.dynamic_sampling",
+        True,
+    ),
 }
 """A key or section -> the key that selects it, and the value that does."""
+
+_NOT_IN_DEBUG: Mapping[str, str] = {
+    "data.train_batch_size": "debug runs debug.debug_first_n_tasks tasks",
+    "rollout.num_repeat": "debug reads debug.num_repeat",
+    "rollout.max_env_worker": "debug reads debug.debug_max_parallel",
+    "rollout.max_retries": "debug tries every episode once",
+    "rollout.max_staleness": "debug publishes no weights",
+    "rollout.val_kwargs": "debug runs no validation",
+    "task_reader.shuffle": "debug takes the tasks in their order",
+}
+"""What the backbone debug does instead of reading a key or section."""
 
 
 def why_unread(config: AstunerConfig, name: str, backbone: str) -> str | None:
@@ -37,6 +57,10 @@ def why_unread(config: AstunerConfig, name: str, backbone: str) -> str | None:
     training = name.startswith("trainer_common.")
     if backbone == "debug" and training and not config.debug.train_step:
         return "debug does not train unless debug.train_step is true"
+    if backbone == "debug":
+        for part, why in _NOT_IN_DEBUG.items():
+            if name == part or name.startswith(f"{part}."):
+                return why
     return _why_unselected(config, name)
 
 
@@ -64,11 +88,20 @@ def check_backbone(loaded: LoadedConfig, backbone: str) -> list[str]:
                 warnings.append(_unread(loaded, name, origin, backbone))
             elif readers != ("debug",) or origin == COMMAND_LINE:
                 errors.append(_unread(loaded, name, origin, backbone))
-        elif why := _why_unselected(loaded.config, name):
+        elif why := _why_worth_telling(loaded, name, origin, backbone):
             warnings.append(f"{origin}: `{full(name)}` is set but not read: {why}.")
     if errors:
         raise ConfigError(joined(errors))
     return warnings
+
+
+def _why_worth_telling(
+    loaded: LoadedConfig, name: str, origin: Origin, backbone: str
+) -> str | None:
+    """What was typed for this very run should be read by it; a file serves several."""
+    if origin == COMMAND_LINE:
+        return why_unread(loaded.config, name, backbone)
+    return _why_unselected(loaded.config, name)
 
 
 def check_complete(

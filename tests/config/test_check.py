@@ -181,6 +181,21 @@ def test_a_section_that_is_not_selected_is_warned_of() -> None:
     ]
 
 
+def test_keys_that_another_key_switches_on_are_warned_of_without_it() -> None:
+    kl = "trainer_common.kl_loss_coef=0.1"
+    (warning,) = check_backbone(load_config(None, [kl]), "local")
+    assert warning.endswith("is set but not read: astuner.trainer_common.use_kl_loss is False.")
+    assert check_backbone(load_config(None, [kl, "trainer_common.use_kl_loss=true"]), "local") == []
+
+
+def test_debug_warns_of_what_was_typed_for_it_and_is_not_read(tmp_path: Path) -> None:
+    (warning,) = check_backbone(load_config(None, ["rollout.num_repeat=4"]), "debug")
+    assert warning.endswith("is set but not read: debug reads debug.num_repeat.")
+    path = tmp_path / "x.yaml"
+    path.write_text("astuner:\n  rollout: {num_repeat: 4}\n")
+    assert check_backbone(load_config(path), "debug") == []
+
+
 def test_a_value_that_equals_the_default_still_counts_as_set() -> None:
     with pytest.raises(ConfigError):
         check_backbone(load_config(None, ["trainer_common.nnodes=1"]), "local")
@@ -225,6 +240,13 @@ def test_explain_knows_that_debug_does_not_train() -> None:
         config.debug.train_step = step
         rows = {row.key: row.used for row in explain(from_python(config), "debug")}
         assert rows[lr] is used
+
+
+def test_explain_names_what_debug_reads_instead() -> None:
+    rows = {row.key: row.becomes for row in explain(load_config(None), "debug")}
+    assert rows["astuner.rollout.num_repeat"] == "not used (debug reads debug.num_repeat)"
+    assert rows["astuner.rollout.val_kwargs.top_p"] == "not used (debug runs no validation)"
+    assert rows["astuner.rollout.temperature"] == "read as is"
 
 
 # ---------------------------------------------------------------- the table of keys
