@@ -174,7 +174,7 @@ def _episode_fields(episode: Episode) -> dict[str, Any]:
         "split": episode.split,
         "group_id": episode.group_id,
         "episode_id": episode.episode_id,
-        "task_id": episode.task.task_id,
+        "task_id": _utf8(episode.task.task_id),
         "repeat_index": episode.repeat_index,
         "attempts": episode.attempts,
         "task": _json(episode.task.model_dump()),
@@ -183,8 +183,8 @@ def _episode_fields(episode: Episode) -> dict[str, Any]:
         "turn_rewards": episode.turn_rewards and list(episode.turn_rewards),
         "is_success": episode.is_success,
         "failure_kind": failure and str(failure.kind),
-        "failure_message": failure and failure.message,
-        "failure_traceback": failure and failure.traceback,
+        "failure_message": failure and _utf8(failure.message),
+        "failure_traceback": failure and _utf8(failure.traceback),
         "started_at": episode.started_at,
         "ended_at": episode.ended_at,
         "num_calls": len(episode.calls),
@@ -192,4 +192,15 @@ def _episode_fields(episode: Episode) -> dict[str, Any]:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    """As JSON that any file can hold; what users put in their metadata may be no JSON at
+    all (keys that are tuples, an object within itself), and is then shown as Python does."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = json.dumps(repr(value), ensure_ascii=False)
+    return _utf8(text)
+
+
+def _utf8(text: str) -> str:
+    """Half a surrogate pair cannot be written; it becomes its escape."""
+    return text.encode(errors="backslashreplace").decode()

@@ -52,6 +52,22 @@ def test_a_row_per_sample_with_everything_in_it(tmp_path: Path) -> None:
     assert np.isnan(bad["reward"])
 
 
+def test_whatever_users_put_into_an_episode_can_be_written(tmp_path: Path) -> None:
+    endless: dict[str, object] = {}
+    endless["self"] = endless
+    outputs = [
+        WorkflowOutput(metadata={"board": {(0, 1): "x"}}),
+        WorkflowOutput(metadata={"loop": endless}),
+        WorkflowOutput(metadata={"half": "\ud800"}),
+    ]
+    store = EpisodeStore(tmp_path)
+    store.append(1, [episode(episode_id=f"e{i}", output=o) for i, o in enumerate(outputs)])
+    read = [json.loads(o) for o in pandas.read_parquet(tmp_path / "episodes")["output"]]
+    assert "(0, 1): 'x'" in read[0]
+    assert "{...}" in read[1]
+    assert read[2]["metadata"] == {"half": "\ud800"}
+
+
 def test_each_timeline_shows_its_own_conversation(tmp_path: Path) -> None:
     second = call(
         call_id="c1",
