@@ -56,6 +56,18 @@ def check_config(config: Any, path: Path) -> None:
         raise _refusal(path, reason)
 
 
+def context_length(config: Any) -> int:
+    """Tokens of the longest sequence. LongRoPE (Ding et al. 2024, arXiv 2402.13753) takes
+    other frequencies for a whole pass that goes beyond the original context; a packed row
+    holds many sequences, so that none may."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) == "longrope":
+        original = rope.get("original_max_position_embeddings")
+        original = original or getattr(config, "original_max_position_embeddings", None)
+        return min(original or config.max_position_embeddings, config.max_position_embeddings)
+    return config.max_position_embeddings
+
+
 def check_model(model: nn.Module, path: Path) -> None:
     """What only the built model tells: attention that goes its own way, and sinks."""
     reason = ""

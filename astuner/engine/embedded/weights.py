@@ -33,6 +33,7 @@ from astuner.engine.embedded.compatible import (
     check_model,
     choose_device,
     choose_dtype,
+    context_length,
 )
 from astuner.engine.embedded.packed import ATTENTION
 from astuner.errors import ModelError
@@ -91,7 +92,7 @@ class Weights:
         self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.vocab_size: int = config.vocab_size
-        self.max_context: int = config.max_position_embeddings
+        self.max_context: int = context_length(config)
         self.version = 0
         self._entered: list[State] = []
 

@@ -157,6 +157,13 @@ def test_a_config_without_a_context_length() -> None:
         compatible.check_config(MambaConfig(), Path("x"))
 
 
+def test_longrope_keeps_to_the_context_in_which_its_frequencies_are_fixed() -> None:
+    config = LlamaConfig(max_position_embeddings=512)
+    assert compatible.context_length(config) == 512
+    config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+    assert compatible.context_length(config) == 64
+
+
 def test_sinks_and_models_with_attention_of_their_own() -> None:
     model = tiny_model()
     compatible.check_model(model, Path("x"))
