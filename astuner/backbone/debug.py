@@ -108,6 +108,8 @@ def _relay(config: AstunerConfig) -> ProxyServer:
         endpoint.base_url,
         endpoint.model,
         os.environ.get(endpoint.api_key_env, ""),
+        host=config.model_tuner.host,
+        port=config.model_tuner.port,
         call_timeout=config.rollout.call_timeout,
     )
 

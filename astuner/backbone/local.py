@@ -26,6 +26,7 @@ from astuner.backbone.assembly import (
     workbench,
 )
 from astuner.backbone.context import RunContext, RunResult
+from astuner.config.loaded import COMMAND_LINE
 from astuner.config.schema import AstunerConfig
 from astuner.engine.embedded.model import EmbeddedModel
 from astuner.errors import CheckpointError
@@ -227,9 +228,9 @@ def summarise(context: RunContext, result: TrainResult) -> dict[str, Any]:
         "model": config.model.path,
         "steps": result.steps,
         "stopped": result.stopped,
-        "eval_before": before and before.score,
-        "eval_after": after and after.score,
-        "evals": {str(step): e.score for step, e in result.evals.items()},
+        "eval_before": before.score if before and before.num else None,
+        "eval_after": after.score if after and after.num else None,
+        "evals": {str(step): e.score for step, e in result.evals.items() if e.num},
         "eval_episodes": after.num if after else before.num if before else 0,
         "train_seconds": round(totals.train_seconds, 3),
         "tokens_sampled": totals.tokens_sampled,
@@ -260,7 +261,9 @@ def _finish(context: RunContext, result: TrainResult, summary: Mapping[str, Any]
 
 
 def _commands(context: RunContext, result: TrainResult) -> list[tuple[str, str]]:
-    conf = context.loaded.path or context.run_dir / "config.yaml"
+    conf = context.loaded.path
+    if conf is None or COMMAND_LINE in context.loaded.set_by_user().values():
+        conf = context.run_dir / "config.yaml"  # what was overridden is only there
     astuner = executable()
     if result.stopped:
         return [("go on where it stopped", f"{astuner} --conf {conf} --resume")]

@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from astuner.config.load import LoadedConfig, check_complete, load_config
+from astuner.errors import DataError
 
 INTERRUPTED = 130
 
@@ -58,6 +59,8 @@ def evaluate(args: argparse.Namespace) -> int:
     context = RunContext(loaded, Path(loaded.config.experiment_dir))
     result = in_own_thread(lambda: evaluate_local(context, adapter))
     which = str(adapter) if adapter else f"{loaded.config.model.path} without an adapter"
+    if not result.num:
+        raise DataError("There are no validation tasks to score. See `astuner.task_reader`.")
     Console().print(
         f"{which}: held-out score [bold]{result.score:.3f}[/] (mean of {result.num} episodes)",
         soft_wrap=True,

@@ -107,6 +107,7 @@ class AstunerJob:
 
     def set_workflow(self, workflow: type | str) -> AstunerJob:
         """Your `Workflow` subclass, or its path "package.module->Class"."""
+        self._unnamed.pop("the workflow", None)
         if isinstance(workflow, str):
             self._workflow = None
             self.config.rollout.user_workflow = workflow
@@ -118,8 +119,11 @@ class AstunerJob:
     def set_judge(self, judge: Any) -> AstunerJob:
         """A judge type ("math_verify", "number_match", ...), a path "package.module->Name", or
         a judge: anything with `compute_reward(task, output)`, or such a function."""
+        self._judge = None
+        self._unnamed.pop("the judge", None)
         if isinstance(judge, str) and "->" not in judge:
             self.config.task_judge.judge_type = judge
+            self.config.task_judge.judge_protocol = ""
             return self
         self.config.task_judge.judge_type = "customized_protocol"
         if isinstance(judge, str):
@@ -154,6 +158,7 @@ class AstunerJob:
         reader = self.config.task_reader
         reader.type = READERS.get(type, type)
         self._tasks = None
+        self._unnamed.pop("the tasks", None)
         if reader.type == "huggingface_dat_repo":
             hub = reader.huggingface_dat_repo
             hub.dataset_path, hub.dataset_name = str(dataset_path), dataset_name
@@ -168,7 +173,6 @@ class AstunerJob:
 
     def _name(self, what: str, obj: object) -> str:
         """The object's importable path; remembered as missing where there is none."""
-        self._unnamed.pop(what, None)
         try:
             return object_path(obj)
         except LoadingError as error:

@@ -268,6 +268,9 @@ class _Loop:
         with self._stage("eval", step):
             result = await self._wait(self._evaluated(step), f"The validation after step {step}")
         self.state = replace(self.state, evals={**self.state.evals, step: result})
+        if not result.num:  # no validation tasks: a score of nothing is not 0
+            self.seconds.pop("eval")
+            return
         metrics = {"eval/score": result.score, "eval/num": float(result.num)}
         metrics |= {f"eval/{name}": value for name, value in result.metrics.items()}
         metrics["seconds/eval"] = self.seconds.pop("eval")

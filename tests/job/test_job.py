@@ -14,7 +14,7 @@ from astuner.algorithm import ADVANTAGES, AGGREGATIONS, find_loss, resolve
 from astuner.config.load import load_config
 from astuner.errors import CheckpointError, ConfigError
 from astuner.job.job import ALGORITHMS
-from tests.tiny_run import EarlyLetters, FailsSometimes, TwoTurns, tiny_job
+from tests.tiny_run import EarlyLetters, FailsSometimes, TwoTurns, tasks, tiny_job
 
 
 def test_the_minimum_example_writes_the_yaml_users_know(tmp_path: Path) -> None:
@@ -59,6 +59,25 @@ def test_what_has_no_name_cannot_be_written_but_can_be_run(tmp_path: Path) -> No
     job = AstunerJob().set_workflow(EarlyLetters).set_data([Task(main_query="q")])
     with pytest.raises(ConfigError, match="list of Tasks"):
         job.dump_job_as_yaml(tmp_path / "x.yaml")
+
+
+def test_what_was_set_last_counts(tmp_path: Path) -> None:
+    def judge(task: object, output: object) -> float:
+        return 0.0
+
+    job = AstunerJob().set_workflow(EarlyLetters).set_judge(judge).set_data([Task(main_query="q")])
+    job.set_judge("math_verify").set_data("random_dummy")
+    assert job._judge is None
+    assert job._tasks is None
+    config = load_config(job.dump_job_as_yaml(tmp_path / "x.yaml")).config
+    assert (config.task_judge.judge_type, config.task_judge.judge_protocol) == ("math_verify", "")
+
+
+def test_without_validation_tasks_there_is_no_score(tiny_model_dir: Path, tmp_path: Path) -> None:
+    job = tiny_job(tiny_model_dir, tmp_path, total_steps=1).set_data(tasks(2))
+    summary = job.tune().metrics
+    assert (summary["eval_before"], summary["eval_after"], summary["evals"]) == (None, None, {})
+    assert "eval/score" not in (tmp_path / "tiny" / "metrics.jsonl").read_text()
 
 
 def test_tune_end_to_end(tiny_model_dir: Path, tmp_path: Path) -> None:
