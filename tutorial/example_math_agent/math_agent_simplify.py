@@ -8,6 +8,7 @@ workflow computes its own reward, so it needs no judge.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import re
 from typing import Any
@@ -47,15 +48,19 @@ def calculate(expression: str) -> str:
         raise ValueError("only numbers, + - * / and brackets are allowed")
 
     try:
-        return f"{value(ast.parse(expression.strip(), mode='eval')):g}"
-    except (SyntaxError, ValueError, ZeroDivisionError, OverflowError, RecursionError) as error:
+        result = value(ast.parse(expression.strip(), mode="eval"))
+        if not math.isfinite(result):
+            raise ValueError("the result is too large")
+        return str(result) if isinstance(result, int) else f"{result:.10g}"
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         return f"error: {error}"
 
 
 def same_number(answer: str, reference: str) -> bool:
-    """Whether both name the same number, whatever the thousands separators."""
+    """Whether both name the same number, whatever the thousands separators and dollar signs."""
+    numbers = [text.replace(",", "").strip(" $\\") for text in (answer, reference)]
     try:
-        return float(answer.replace(",", "")) == float(reference.replace(",", ""))
+        return float(numbers[0]) == float(numbers[1])
     except ValueError:
         return answer.strip() == reference.strip()
 
