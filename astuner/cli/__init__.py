@@ -2,13 +2,14 @@
 
 Nothing heavy is imported until a command runs, so that `--help` answers at
 once. Exit codes: 0 done, 1 unexpected, 2 configuration, 3 the user's code or
-data, 4 a missing package, 5 the model, 6 the engine, 7 a checkpoint, 130
-interrupted (what was finished is saved).
+data, 4 a missing package, 5 the model, 6 the engine, 7 a checkpoint or a full disk,
+130 interrupted (what was finished is saved).
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -22,7 +23,7 @@ other commands:
   astuner doctor                                what this machine has and which backbones can run
 
 exit codes: 0 done, 2 configuration, 3 your workflow, judge or data, 4 missing package, 5 model,
-6 engine, 7 checkpoint, 130 interrupted (resume with --resume)
+6 engine, 7 checkpoint or full disk, 130 interrupted (resume with --resume)
 """
 
 
@@ -95,6 +96,9 @@ def _doctor(argv: Sequence[str]) -> int:
     return doctor()
 
 
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""Nothing can be written any more: the disk's trouble, not a bug's, so no traceback."""
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "explain": _explain,
     "eval": _eval,
@@ -116,6 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AstunerError as error:
         print(f"astuner: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        way_out = "What was finished is saved: make room, then go on with --resume."
+        print(f"astuner: {error}. {way_out}", file=sys.stderr)
+        return 7
     except KeyboardInterrupt:
         return 130
 
