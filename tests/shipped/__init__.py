@@ -1,0 +1,1 @@
+"""Everything that is shipped is run: configs, tutorials, and the commands of every page."""

@@ -1,0 +1,90 @@
+"""Workflows and judges in trouble: the first of two repeats is well, the second is not."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import Any
+
+import openai
+
+from astuner import ModelTuner, WorkflowOutput, WorkflowTask
+from tests.tiny_run import EarlyLetters
+
+BLOCKED_SECONDS = 7.0
+
+
+class Troubled(EarlyLetters):
+    """Well in even repeats; `trouble` in odd ones."""
+
+    async def execute(self, workflow_task: WorkflowTask, tuner: ModelTuner) -> WorkflowOutput:
+        output = await super().execute(workflow_task, tuner)
+        if workflow_task.repeat_index % 2:
+            return await self.trouble(output, tuner)
+        return output
+
+    async def trouble(self, output: WorkflowOutput, tuner: ModelTuner) -> Any:
+        raise NotImplementedError
+
+
+class Raises(Troubled):
+    async def trouble(self, output: WorkflowOutput, tuner: ModelTuner) -> Any:
+        return {}["no such key"]
+
+
+class Blocks(Troubled):
+    async def trouble(self, output: WorkflowOutput, tuner: ModelTuner) -> Any:
+        time.sleep(BLOCKED_SECONDS)
+        return output
+
+
+class NeverReturns(Troubled):
+    async def trouble(self, output: WorkflowOutput, tuner: ModelTuner) -> Any:
+        await asyncio.Event().wait()
+
+
+class WrongKey(Troubled):
+    async def trouble(self, output: WorkflowOutput, tuner: ModelTuner) -> Any:
+        endpoint = tuner.as_oai_baseurl_apikey()
+        client = openai.AsyncOpenAI(base_url=endpoint.base_url, api_key="sk-my-own-key")
+        await client.chat.completions.create(
+            model="tuned", messages=[{"role": "user", "content": "hello"}]
+        )
+
+
+class ReturnsNone(Troubled):
+    async def trouble(self, output: WorkflowOutput, tuner: ModelTuner) -> Any:
+        return None
+
+
+class NanReward(Troubled):
+    async def trouble(self, output: WorkflowOutput, tuner: ModelTuner) -> Any:
+        return WorkflowOutput(reward=math.nan)
+
+
+class AlwaysRaises(EarlyLetters):
+    async def execute(self, workflow_task: WorkflowTask, tuner: ModelTuner) -> WorkflowOutput:
+        raise ZeroDivisionError("my own bug")
+
+
+class LeavesItToTheJudge(EarlyLetters):
+    """No reward of its own; says in its metadata which repeat it was."""
+
+    async def execute(self, workflow_task: WorkflowTask, tuner: ModelTuner) -> WorkflowOutput:
+        await super().execute(workflow_task, tuner)
+        return WorkflowOutput(metadata={"repeat": workflow_task.repeat_index})
+
+
+class JudgeRaises:
+    async def compute_reward(self, task: WorkflowTask, output: WorkflowOutput) -> float:
+        return [1.0, 0.5][output.metadata["repeat"] // 2] if _even(output) else 1 / 0
+
+
+class JudgeGivesNan:
+    async def compute_reward(self, task: WorkflowTask, output: WorkflowOutput) -> float:
+        return float(output.metadata["repeat"]) if _even(output) else math.nan
+
+
+def _even(output: WorkflowOutput) -> bool:
+    return output.metadata["repeat"] % 2 == 0
