@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -25,6 +26,8 @@ from astuner.backbone.context import BACKBONES, PLANNED, RunContext, RunResult
 from astuner.config.load import LoadedConfig, check_backbone, check_complete, dump_config
 from astuner.errors import ConfigError
 from astuner.task_reader import TaskSplits
+
+CONFIG_FILE = "config.yaml"
 
 
 def launch(
@@ -54,12 +57,13 @@ def launch(
     stop = threading.Event()
     context = RunContext(loaded, run_dir, workflow, judge, tasks, resume, stop)
     run_dir.mkdir(parents=True, exist_ok=True)
-    dump_config(loaded.config, run_dir / "config.yaml")
-    if name == "debug":
-        return in_calling_thread(lambda: run(context))
-    allow_open_files()
-    with stop_on_signals(stop):
-        return in_own_thread(lambda: run(context))
+    with no_bare_folder(run_dir):
+        dump_config(loaded.config, run_dir / CONFIG_FILE)
+        if name == "debug":
+            return in_calling_thread(lambda: run(context))
+        allow_open_files()
+        with stop_on_signals(stop):
+            return in_own_thread(lambda: run(context))
 
 
 def backbone_function(name: str) -> Callable[[RunContext], Any]:
@@ -110,6 +114,18 @@ def run_folder(loaded: LoadedConfig, *, resume: bool) -> Path:
             "right experiment with --exp-dir and experiment_name=..."
         )
     return _resumable(taken)
+
+
+@contextmanager
+def no_bare_folder(run_dir: Path) -> Generator[None]:
+    """A run that fails before it has anything to keep (a misspelt workflow, no model) leaves
+    no folder, so that the next attempt is not `NAME-2`."""
+    try:
+        yield
+    except BaseException:
+        if all(path.name == CONFIG_FILE for path in run_dir.iterdir()):
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
 
 
 def _resumable(folders: Sequence[Path]) -> Path:
