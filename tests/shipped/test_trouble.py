@@ -176,7 +176,7 @@ def no_network_for_the_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> li
         pytest.param(
             override("rollout.num_repeats=3"),
             2,
-            ["command line: unknown key `astuner.rollout.num_repeats`", "mean `astuner.rollout.num_"],
+            ["unknown key `astuner.rollout.num_repeats`", "`astuner.rollout.num_repeat`?"],
             id="a typo in a key",
         ),
         pytest.param(
