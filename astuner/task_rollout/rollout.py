@@ -30,6 +30,11 @@ class Runner(Protocol):
     @property
     def threads_left_behind(self) -> int: ...
 
+    @property
+    def counters(self) -> Counter[str]:
+        """What happened in its sessions, by name; cleared by who reads it."""
+        ...
+
     async def run(
         self, workflow_task: WorkflowTask, *, group_id: str, seed: int, sampling: SessionSampling
     ) -> Episode: ...
@@ -169,6 +174,8 @@ class Rollout:
         """What was counted since the last call, that the episodes themselves do not tell."""
         taken = dict[str, float](self.counters)
         self.counters.clear()
+        taken |= {f"proxy/{name}": count for name, count in (+self.runner.counters).items()}
+        self.runner.counters.clear()
         if left_behind := self.runner.threads_left_behind:
             taken["rollout/threads_left_behind"] = left_behind
         return taken

@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Generator, Sequence
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,6 +42,11 @@ class Session(Protocol):
     @property
     def problems(self) -> Sequence[Problem]:
         """Errors that clients were told, oldest first."""
+        ...
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What happened to its calls, by name; `calls` is how many were answered."""
         ...
 
     @property
@@ -102,7 +108,9 @@ class EpisodeRunner:
             )
         self._live: dict[str, LiveEpisode] = {}
         self._left_behind: list[LoopThread] = []
-        self._warned = False
+        self._warned: set[str] = set()
+        self.counters: Counter[str] = Counter()
+        """What happened in sessions besides answered calls; whoever reads it clears it."""
 
     @property
     def live(self) -> tuple[LiveEpisode, ...]:
@@ -139,6 +147,7 @@ class EpisodeRunner:
                 ended = await self._execute(workflow_task, session, live)
             finally:
                 session.close()
+                self._count(workflow_task, session)
             calls = tuple(sorted(session.calls, key=lambda call: call.started_at))
             targets, result = self._classify(ended)
             if isinstance(result, WorkflowOutput):
@@ -283,15 +292,27 @@ class EpisodeRunner:
         live.enter("the judge")
         return await self._judging.score(task, output, num_calls, live.watch)
 
-    def _warn_no_calls(self, task: WorkflowTask) -> None:
-        if not self._warned:
-            self._warned = True
-            log.warning(
-                "Episode %s made no LLM call through the tuner, so there is nothing to train on. "
-                "Use tuner.as_raw_openai_sdk_client(), as_agentscope_model() or "
-                "as_oai_baseurl_apikey() for the model that is tuned. (Said once.)",
-                task.episode_id,
+    def _count(self, task: WorkflowTask, session: Session) -> None:
+        self.counters.update({n: c for n, c in session.counters.items() if n != "calls"})
+        if self.counters["overridden_sampling"]:
+            self._warn_once(
+                "sampling",
+                f"Episode {task.episode_id} asked for a temperature, top_p, top_k or seed of its "
+                "own; replies are drawn with those of rollout (val_kwargs in validation).",
             )
+
+    def _warn_no_calls(self, task: WorkflowTask) -> None:
+        self._warn_once(
+            "no calls",
+            f"Episode {task.episode_id} made no LLM call through the tuner, so there is nothing "
+            "to train on. Use tuner.as_raw_openai_sdk_client(), as_agentscope_model() or "
+            "as_oai_baseurl_apikey() for the model that is tuned.",
+        )
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            log.warning("%s (Said once.)", message)
 
 
 def _with_last_reply(output: WorkflowOutput, calls: Sequence[Call]) -> WorkflowOutput:

@@ -32,6 +32,8 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     metrics |= _failures(episodes)
     metrics |= _mean("timelines/mean", (len(e.samples) for e in usable))
     metrics |= _mean("timelines/calls_per_episode", (len(e.calls) for e in usable))
+    anew = Counter(c.new_timeline_reason for c in calls if c.new_timeline_reason)
+    metrics |= {f"timelines/new_{reason}": float(n) for reason, n in anew.items()}
     lengths = [len(c.completion_ids) for c in calls]
     metrics |= _mean("reply/tokens_mean", lengths)
     metrics["reply/tokens_max"] = float(max(lengths, default=0))

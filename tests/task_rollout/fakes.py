@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,7 @@ class FakeRunner:
     peak: int = 0
     cancelled: int = 0
     threads_left_behind: int = 0
+    counters: Counter[str] = field(default_factory=Counter)
 
     async def run(
         self, workflow_task: WorkflowTask, *, group_id: str, seed: int, sampling: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -171,3 +172,9 @@ async def test_every_ended_episode_is_told() -> None:
 async def test_threads_left_behind_are_counted() -> None:
     rollout = Rollout(FakeRunner(threads_left_behind=2), settings())
     assert rollout.take_counters() == {"rollout/threads_left_behind": 2}
+
+
+async def test_what_happened_in_sessions_is_counted_once() -> None:
+    rollout = Rollout(FakeRunner(counters=Counter(overridden_sampling=3)), settings())
+    assert rollout.take_counters() == {"proxy/overridden_sampling": 3}
+    assert rollout.take_counters() == {}

@@ -24,6 +24,7 @@ class FakeSession:
     spec: SessionSpec
     calls: list[Call] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    counters: dict[str, int] = field(default_factory=dict)
     in_flight: int = 0
     closed: int = 0
 

@@ -144,6 +144,23 @@ async def test_no_calls_is_ok_but_said_once(caplog: pytest.LogCaptureFixture) ->
     assert "made no LLM call" in caplog.records[0].getMessage()
 
 
+async def test_sampling_that_was_overridden_is_counted_and_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def body(tuner: Any) -> WorkflowOutput:
+        tuner.say("5")
+        tuner.counters.update(calls=1, overridden_sampling=1)
+        return WorkflowOutput(reward=1.0)
+
+    runner, _ = make(workflow(body))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            await runner.run(task(), group_id="g", seed=0, sampling=None)
+    assert dict(runner.counters) == {"overridden_sampling": 2}
+    assert len(caplog.records) == 1
+    assert "temperature, top_p, top_k or seed of its own" in caplog.records[0].getMessage()
+
+
 # ---------------------------------------------------------------- trouble of the workflow
 
 

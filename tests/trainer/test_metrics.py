@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,10 @@ def test_episode_metrics() -> None:
             "b",
             "g",
             0.0,
-            calls=[call("b", [1, 2, 3], finish="length"), call("b", [1])],
+            calls=[
+                call("b", [1, 2, 3], finish="length"),
+                replace(call("b", [1]), new_timeline_reason="edited_history"),
+            ],
             is_success=False,
             log_metrics={"tools": 4.0},
         ),
@@ -41,6 +45,7 @@ def test_episode_metrics() -> None:
     assert metrics["episodes/total"] == 3
     assert metrics["episodes/failed"] == metrics["episodes/failed_timeout"] == 1
     assert metrics["timelines/mean"] == 1.5
+    assert metrics["timelines/new_edited_history"] == 1
     assert metrics["reply/tokens_mean"] == pytest.approx(5 / 3)
     assert metrics["reply/tokens_max"] == 3
     assert metrics["reply/truncated_fraction"] == pytest.approx(1 / 3)
