@@ -9,6 +9,7 @@ Ctrl-C asks the run to stop and save, the second ends the process at once.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -24,10 +25,12 @@ from typing import Any
 
 from astuner.backbone.context import BACKBONES, PLANNED, RunContext, RunResult
 from astuner.config.load import LoadedConfig, check_backbone, check_complete, dump_config
-from astuner.errors import ConfigError
+from astuner.errors import CheckpointError, ConfigError
 from astuner.task_reader import TaskSplits
 
 CONFIG_FILE = "config.yaml"
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""The disk's trouble, and no bug."""
 
 
 def launch(
@@ -56,8 +59,7 @@ def launch(
     run_dir = run_folder(loaded, resume=resume)
     stop = threading.Event()
     context = RunContext(loaded, run_dir, workflow, judge, tasks, resume, stop)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with no_bare_folder(run_dir):
+    with kept_tidy(run_dir):
         dump_config(loaded.config, run_dir / CONFIG_FILE)
         if name == "debug":
             return in_calling_thread(lambda: run(context))
@@ -117,14 +119,21 @@ def run_folder(loaded: LoadedConfig, *, resume: bool) -> Path:
 
 
 @contextmanager
-def no_bare_folder(run_dir: Path) -> Generator[None]:
+def kept_tidy(run_dir: Path) -> Generator[None]:
     """A run that fails before it has anything to keep (a misspelt workflow, no model) leaves
-    no folder, so that the next attempt is not `NAME-2`."""
+    no folder, so that the next attempt is not `NAME-2`. A disk that takes nothing more is
+    told as a CheckpointError that names the folder."""
     try:
         yield
-    except BaseException:
-        if all(path.name == CONFIG_FILE for path in run_dir.iterdir()):
+    except BaseException as error:
+        if all(path.name == CONFIG_FILE for path in run_dir.rglob("*") if path.is_file()):
             shutil.rmtree(run_dir, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            then = "go on with --resume" if run_dir.exists() else "start again"
+            raise CheckpointError(
+                f"A file of the run in {run_dir} could not be written: {error}. What was "
+                f"finished is saved. Make room there, then {then}."
+            ) from error
         raise
 
 

@@ -9,7 +9,6 @@ data, 4 a missing package, 5 the model, 6 the engine, 7 a checkpoint or a full d
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -96,9 +95,6 @@ def _doctor(argv: Sequence[str]) -> int:
     return doctor()
 
 
-NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
-"""Nothing can be written any more: the disk's trouble, not a bug's, so no traceback."""
-
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "explain": _explain,
     "eval": _eval,
@@ -120,12 +116,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AstunerError as error:
         print(f"astuner: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        way_out = "What was finished is saved: make room, then go on with --resume."
-        print(f"astuner: {error}. {way_out}", file=sys.stderr)
-        return 7
     except KeyboardInterrupt:
         return 130
 

@@ -142,6 +142,10 @@ def port_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [f"model_tuner.port={taken.getsockname()[1]}"]
 
 
+def no_run_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return [f"experiment_dir={folder / 'tasks.jsonl'}"]
+
+
 def no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants as hub
 
@@ -202,6 +206,10 @@ def no_network_for_the_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> li
         pytest.param(
             port_taken, 2, ["model_tuner.port", "already in use", "model_tuner.port=0"],
             id="a port that is taken",
+        ),
+        pytest.param(
+            no_run_folder, 2, ["tasks.jsonl/tiny/config.yaml"],
+            id="an experiment folder that is a file",
         ),
         pytest.param(
             no_network_for_the_model,
@@ -285,7 +293,7 @@ def full_disk_for_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
             ["The checkpoint of step 2 could not be written", "No space left", "rolling-000001"],
             "rolling-000001",
         ),
-        (full_disk_for_episodes, 7, ["No space left on device", "step-000002-train.parquet"], None),
+        (full_disk_for_episodes, 7, ["runs/tiny could not be written", "No space left"], None),
     ],
 )
 def test_a_full_disk_loses_nothing_finished_and_resume_goes_on(
