@@ -44,7 +44,7 @@ class Task(BaseModel):
     init_messages: list[dict[str, Any]] = Field(default_factory=list)
     """Optional opening messages in OpenAI form."""
     env_type: str = ""
-    """Which environment the task plays in, if any."""
+    """A label of the environment the task plays in, for the workflow to read."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Everything else of the row, e.g. the reference answer under "answer"."""
 
@@ -61,7 +61,7 @@ class WorkflowTask(BaseModel):
     """Which of the group's `num_repeat` episodes this is, from 0."""
     split: Literal["train", "validation"] = "train"
     gym_env: Any = None
-    """The environment's handle when the task has an `env_type`."""
+    """For an environment's handle; nothing sets it yet."""
 
     @property
     def main_query(self) -> str:

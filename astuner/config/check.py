@@ -90,7 +90,6 @@ _NOT_NEGATIVE = [
     "trainer_common.resume_freq",
     "trainer_common.keep_checkpoints",
     "trainer_common.test_freq",
-    "trainer_common.algorithm.clip_ratio_high",
     "trainer_common.algorithm.tis_cap",
     "trainer_common.algorithm.max_refill_rounds",
     "trainer_common.optim.warmup_steps",
@@ -115,7 +114,14 @@ _RANGES: Mapping[str, tuple[Test, str]] = {
     "rollout.top_p": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
     "rollout.val_kwargs.top_p": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
     "task_reader.validation_fraction": (lambda v: 0 <= v < 1, "from 0 to below 1"),
-    "trainer_common.algorithm.clip_ratio_low": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+    "trainer_common.algorithm.clip_ratio_low": (
+        lambda v: v == -1 or 0 <= v <= 1,
+        "from 0 to 1, or -1 for the loss's own",
+    ),
+    "trainer_common.algorithm.clip_ratio_high": (
+        lambda v: v == -1 or v >= 0,
+        "0 or more, or -1 for the loss's own",
+    ),
     "trainer_common.optim.betas": (
         lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v),
         "two numbers from 0 to below 1",

@@ -111,8 +111,8 @@ class RolloutConfig:
     max_response_length_in_one_turn: int = 512
     """Tokens one LLM call may sample when the request names no limit, and at most."""
     max_model_len: int = 0
-    """Context limit in tokens; 0 takes min(the model's own, max_prompt_length +
-    max_response_length)."""
+    """Context limit in tokens; 0, or anything above it, takes min(the model's own,
+    max_prompt_length + max_response_length)."""
     max_num_seqs: int = 128
     """Sequences the engine decodes at once."""
     kv_cache_tokens: int = 0
@@ -332,10 +332,12 @@ class AlgorithmConfig:
     """A name of the advantage registry: grpo, dr_grpo, rloo, reinforce_plus_plus, ..."""
     loss: str = "ppo"
     """A name of the loss registry: ppo, gspo, cispo, importance_sampling, ..."""
-    clip_ratio_low: float = 0.2
-    """The probability ratio is clipped at 1 - this."""
-    clip_ratio_high: float = 0.2
-    """Above clip_ratio_low this is DAPO's clip-higher (Yu et al. 2025)."""
+    clip_ratio_low: float = -1.0
+    """The probability ratio is clipped at 1 - this; -1 takes the loss's own value: 0.2 for ppo,
+    3e-4 for gspo, none for cispo."""
+    clip_ratio_high: float = -1.0
+    """Likewise upwards (-1: 0.2 for ppo, 4e-4 for gspo, 0.2 for cispo). Above clip_ratio_low
+    this is DAPO's clip-higher (Yu et al. 2025)."""
     loss_agg_mode: str = "episode-mean"
     """How token losses are weighed: episode-mean (GRPO), token-mean (DAPO) or
     constant (Dr.GRPO: divided by max_response_length)."""

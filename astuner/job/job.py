@@ -33,19 +33,8 @@ ALGORITHMS: dict[str, Mapping[str, Any]] = {
     },
     "rloo": {"adv_estimator": "rloo"},
     "reinforce_plus_plus": {"adv_estimator": "reinforce_plus_plus", "loss_agg_mode": "token-mean"},
-    "gspo": {
-        "adv_estimator": "grpo",
-        "loss": "gspo",
-        "clip_ratio_low": 3e-4,
-        "clip_ratio_high": 4e-4,
-    },
-    "cispo": {
-        "adv_estimator": "grpo",
-        "loss": "cispo",
-        "loss_agg_mode": "token-mean",
-        "clip_ratio_low": 1.0,
-        "clip_ratio_high": 4.0,
-    },
+    "gspo": {"adv_estimator": "grpo", "loss": "gspo"},
+    "cispo": {"adv_estimator": "grpo", "loss": "cispo", "loss_agg_mode": "token-mean"},
 }
 """What the names of whole algorithms mean in `trainer_common.algorithm`."""
 

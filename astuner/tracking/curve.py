@@ -37,8 +37,12 @@ def learning_curve(run_dir: Path) -> Path | None:
     _draw(figure.add_subplot(), steps, run_dir.name)
     path = run_dir / "learning_curve.png"
     temporary = run_dir / ".learning_curve.png"
-    figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
+    try:
+        figure.savefig(temporary, dpi=150, format="png")
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("No learning curve: %s cannot be written (%s).", path, error)
+        return None
     return path
 
 

@@ -125,8 +125,6 @@ def check_trainer(trainer: TrainerConfig) -> None:
         "optim.lr": (trainer.optim.lr, 0),
         "optim.warmup_steps": (trainer.optim.warmup_steps, 0),
         "optim.max_grad_norm": (trainer.optim.max_grad_norm, 0),
-        "algorithm.clip_ratio_low": (trainer.algorithm.clip_ratio_low, 0),
-        "algorithm.clip_ratio_high": (trainer.algorithm.clip_ratio_high, 0),
         "algorithm.tis_cap": (trainer.algorithm.tis_cap, 0),
         "kl_loss_coef": (trainer.kl_loss_coef, 0),
     }
@@ -143,11 +141,9 @@ def check_trainer(trainer: TrainerConfig) -> None:
 def loss_spec(trainer: TrainerConfig, temperature: float) -> LossSpec:
     """The loss by name, with those of the configured parameters that it reads."""
     algorithm = trainer.algorithm
-    offered = {
-        "clip_low": algorithm.clip_ratio_low,
-        "clip_high": algorithm.clip_ratio_high,
-        "tis_cap": algorithm.tis_cap,
-    }
+    clips = {"clip_low": algorithm.clip_ratio_low, "clip_high": algorithm.clip_ratio_high}
+    offered = {name: clip for name, clip in clips.items() if clip >= 0}
+    offered["tis_cap"] = algorithm.tis_cap
     return LossSpec(
         name=algorithm.loss,
         params=accepted(find_loss(algorithm.loss), offered),

@@ -36,7 +36,10 @@ def refusal(*overrides: str) -> str:
         ("rollout.temperature=-1", "`astuner.rollout.temperature` must be 0 or more, but is -1.0."),
         ("rollout.val_kwargs.top_p=0", "must be above 0 and at most 1, but is 0.0."),
         ("task_reader.validation_fraction=1", "must be from 0 to below 1, but is 1.0."),
-        ("trainer_common.algorithm.clip_ratio_low=1.5", "must be from 0 to 1, but is 1.5."),
+        (
+            "trainer_common.algorithm.clip_ratio_low=1.5",
+            "must be from 0 to 1, or -1 for the loss's own, but is 1.5.",
+        ),
         ("trainer_common.optim.betas=[0.9]", "must be two numbers from 0 to below 1, but is [0.9]"),
         ("model_tuner.port=70000", "must be from 0 to 65535, but is 70000."),
         ("experiment_name=a/b", "must be the name of one folder, without slashes, but is 'a/b'."),

@@ -101,6 +101,8 @@ def _inverse_cdf(probs_NV: Tensor, uniform_N: Tensor) -> Tensor:
     """The first token whose cumulative probability exceeds u. Its own probability is
     never 0: u is scaled by the total as summed and kept below it."""
     cdf_NV = probs_NV.cumsum(-1)
+    if cdf_NV.device.type != "cpu":  # a parallel sum may go down by a rounding error
+        cdf_NV = cdf_NV.cummax(-1).values
     total_N = cdf_NV[:, -1]
     target_N = torch.minimum(uniform_N * total_N, total_N * (1 - 2.0**-23))
     tokens_N = torch.searchsorted(cdf_NV, target_N[:, None], right=True)[:, 0]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging as transformers_logging
 
 from astuner.engine.embedded.compatible import (
     check_config,
@@ -153,6 +154,7 @@ class Weights:
 
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Any, Any]:
+    transformers_logging.disable_progress_bar()  # a second or less, and the run has its own
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
         check_config(config, path)
