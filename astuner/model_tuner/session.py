@@ -14,7 +14,7 @@ import secrets
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Literal
@@ -77,6 +77,8 @@ class Problem:
     status: int
     message: str
     agent_name: str
+    answered: int = 0
+    """Calls of the episode that had been answered before it."""
 
 
 @dataclass(eq=False, slots=True)
@@ -256,7 +258,7 @@ class Session:
         infrastructure = problem.kind in (FailureKind.ENGINE, FailureKind.TIMEOUT)
         with self._lock:
             self._counters["engine_errors" if infrastructure else "refused"] += 1
-            self._problems.append(problem)
+            self._problems.append(replace(problem, answered=len(self._calls)))
             del self._problems[:-MAX_PROBLEMS]
 
     def _check_open(self) -> None:

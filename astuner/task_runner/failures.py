@@ -44,15 +44,15 @@ def overdue(timeout: float, where: str, *, calls_in_flight: int, left_behind: bo
     return Failure(FailureKind.TIMEOUT, message, where)
 
 
-def blame_engine(failure: Failure, problems: Sequence[Problem]) -> Failure:
-    """The same failure, as the engine's, if the engine failed one of the episode's calls:
-    worth another attempt, whatever the workflow made of it."""
+def unrecovered(problems: Sequence[Problem], answered: int) -> Problem | None:
+    """The engine's last failure, unless a call was answered after it (the client retried).
+    `answered` is the number of calls answered in the whole episode."""
     infrastructure = [p for p in problems if p.kind is not FailureKind.WORKFLOW]
-    if not infrastructure:
-        return failure
-    return Failure(
-        FailureKind.ENGINE,
-        f"The engine failed a call: {infrastructure[-1].message} Then: {failure.message}",
-        failure.traceback,
-        retriable=True,
-    )
+    last = infrastructure[-1] if infrastructure else None
+    return last if last is not None and last.answered == answered else None
+
+
+def engine_failed(problem: Problem, then: str, traceback: str = "") -> Failure:
+    """Worth another attempt, whatever the workflow made of it."""
+    message = f"The engine failed a call: {problem.message} Then: {then}"
+    return Failure(FailureKind.ENGINE, message, traceback, retriable=True)

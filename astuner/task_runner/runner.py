@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from astuner.context_tracker import build_samples
 from astuner.model_tuner.session import Problem, SessionSampling, SessionSpec
 from astuner.task_judge import Judge
-from astuner.task_runner.failures import blame_engine, overdue, workflow_raised, wrong_type
+from astuner.task_runner.failures import (
+    engine_failed,
+    overdue,
+    unrecovered,
+    workflow_raised,
+    wrong_type,
+)
 from astuner.task_runner.judging import Judging
 from astuner.task_runner.live import LiveEpisode
 from astuner.task_runner.loop_thread import Ended, LoopThread, Running, Work, run_here
@@ -149,12 +155,12 @@ class EpisodeRunner:
                 session.close()
                 self._count(workflow_task, session)
             calls = tuple(sorted(session.calls, key=lambda call: call.started_at))
-            targets, result = self._classify(ended)
+            targets, result = self._classify(ended, unrecovered(session.problems, len(calls)))
             if isinstance(result, WorkflowOutput):
                 result = _with_last_reply(result, calls)
                 score = await self._score(workflow_task, result, len(calls), live)
             else:
-                score = Score(failure=blame_engine(result, session.problems))
+                score = Score(failure=result)
         if score.failure is None and not calls:
             self._warn_no_calls(workflow_task)
         return Episode(
@@ -262,9 +268,20 @@ class EpisodeRunner:
         )
 
     def _classify(
+        self, ended: Ended[_Returned] | Failure, lost: Problem | None
+    ) -> tuple[frozenset[str] | None, WorkflowOutput | Failure]:
+        """Trainable targets, and the output or why there is none; with a call lost to the
+        engine, that is why, also where the workflow swallowed it."""
+        targets, result = self._outcome(ended)
+        if lost is None:
+            return targets, result
+        if isinstance(result, WorkflowOutput):
+            return targets, engine_failed(lost, "the workflow returned all the same.")
+        return targets, engine_failed(lost, result.message, result.traceback)
+
+    def _outcome(
         self, ended: Ended[_Returned] | Failure
     ) -> tuple[frozenset[str] | None, WorkflowOutput | Failure]:
-        """Trainable targets, and the output or why there is none."""
         targets = declared_targets(self._workflow_cls)
         name = f"{self._workflow_cls.__name__}.execute"
         if isinstance(ended, Failure):

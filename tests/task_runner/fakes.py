@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class FakeSession:
     def engine_fails(self) -> None:
         """Note a failure of the engine, as the proxy would, and raise like a client."""
         problem = Problem(FailureKind.ENGINE, "engine_error", 500, "Out of memory.", "default")
+        problem = replace(problem, answered=len(self.calls))
         self.problems.append(problem)
         raise ConnectionError("500")
 

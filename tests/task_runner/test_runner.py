@@ -243,6 +243,35 @@ async def test_the_engines_failure_is_seen_behind_what_the_workflow_made_of_it()
     )
 
 
+async def test_a_lost_call_that_the_workflow_swallows_is_not_trained_as_a_bad_answer() -> None:
+    def swallows(tuner: Any) -> WorkflowOutput:
+        tuner.say("first")
+        try:
+            tuner.engine_fails()
+        except ConnectionError:
+            return WorkflowOutput(reward=0.0)
+        return WorkflowOutput(reward=1.0)
+
+    kind, message, _, retriable = failure(await run(workflow(swallows)))
+    assert (kind, retriable) == (FailureKind.ENGINE, True)
+    assert message == (
+        "The engine failed a call: Out of memory. Then: the workflow returned all the same."
+    )
+
+
+async def test_a_call_that_was_answered_at_the_second_attempt_is_no_failure() -> None:
+    def retries(tuner: Any) -> WorkflowOutput:
+        try:
+            tuner.engine_fails()
+        except ConnectionError:
+            tuner.say("answered after all")
+        return WorkflowOutput(reward=0.5)
+
+    episode = await run(workflow(retries))
+    assert episode.ok
+    assert episode.reward == 0.5
+
+
 async def test_a_refused_request_is_the_workflows_own_bug() -> None:
     kind, message, _, retriable = failure(await run(workflow(lambda tuner: tuner.refuse())))
     assert (kind, retriable) == (FailureKind.WORKFLOW, False)
