@@ -35,7 +35,9 @@ def explain(args: argparse.Namespace) -> int:
 
     loaded = _load(args)
     backbone = loaded.config.backbone
-    table = Table("key", "value", "origin", f"in {backbone}", title=f"backbone {backbone}")
+    table = Table(title=f"backbone {backbone}")
+    for heading in ("key", "value", "origin", f"in {backbone}"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "key")
     for row in rows_of(loaded, backbone):
         if args.set_only and row.origin == "default":
             continue

@@ -14,6 +14,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -62,16 +63,23 @@ class Comparer:
     def compare(self, reference: str, answer: str) -> dict[str, bool]:
         """`{"parsed", "same"}` of the answer; both False when it takes too long.
 
-        Raises EngineError if the child cannot be started.
+        Raises EngineError if the child cannot be started, or ends without being asked to.
         """
+        started = time.monotonic()
         request = json.dumps({"reference": reference, "answer": answer})
         with self._lock:
             if self._child is None or self._child.poll() is not None:
                 self._child = _start()
                 weakref.finalize(self, self._child.kill)  # also at exit
             line = _ask(self._child, request, self._seconds)
+            died = not line and time.monotonic() - started < self._seconds
         if line:
             return json.loads(line)
+        if died:
+            raise EngineError(
+                "The process that compares mathematical answers ended on its own (out of "
+                f"memory?) at the answer {answer[:80]!r}. It is started again for the next one."
+            )
         logger.warning("No verdict within %g s on the answer %.80r", self._seconds, answer)
         return {"parsed": False, "same": False}
 
@@ -85,6 +93,7 @@ def _start() -> subprocess.Popen[str]:
         stderr=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
+        start_new_session=True,  # Ctrl-C in the terminal is the run's to handle
     )
     if _ask(child, None, _START_SECONDS).strip() != "ready":
         raise EngineError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 from decimal import Decimal
 
 import pytest
 
 from astuner.config.schema import RegexJudgeConfig, TaskJudgeConfig
-from astuner.errors import DataError, MissingDependency, UserCodeError
+from astuner.errors import DataError, EngineError, MissingDependency, UserCodeError
 from astuner.task_judge import Verdict, make_judge, score
 from astuner.task_judge.answers import boxed, last_number, lone_number
 from astuner.task_judge.maths import Comparer, MathVerify
@@ -223,6 +224,16 @@ def test_a_comparer_whose_process_was_killed_starts_another() -> None:
     comparer._child.kill()
     comparer._child.wait(30)
     assert comparer.compare("5", "5")["same"] is True
+
+
+def test_a_comparer_whose_process_dies_at_work_is_no_verdict_on_the_answer() -> None:
+    pytest.importorskip("math_verify")
+    comparer = Comparer(seconds=30.0)
+    assert comparer.compare("5", "5")["same"] is True
+    assert comparer._child is not None
+    threading.Timer(0.5, comparer._child.kill).start()
+    with pytest.raises(EngineError, match="ended on its own"):
+        comparer.compare("5", "9^{9^{9^{9}}}")
 
 
 # ---------------------------------------------------------------- reasoning-gym
