@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.text import Text
 
 from astuner.config.load import LoadedConfig, check_complete, load_config
 from astuner.errors import DataError
@@ -35,15 +35,14 @@ def explain(args: argparse.Namespace) -> int:
 
     loaded = _load(args)
     backbone = loaded.config.backbone
-    table = Table(title=f"backbone {backbone}")
-    for heading in ("key", "value", "origin", f"in {backbone}"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "key")
-    for row in rows_of(loaded, backbone):
-        if args.set_only and row.origin == "default":
-            continue
-        style = None if row.used else "dim"
-        table.add_row(row.key, str(row.value), row.origin, row.becomes, style=style)
-    Console().print(table)
+    rows = [r for r in rows_of(loaded, backbone) if not (args.set_only and r.origin == "default")]
+    width = max((len(row.key) for row in rows), default=0)
+    console = Console()
+    console.print(Text(f"backbone {backbone}: key = value  [origin] what becomes of it", "bold"))
+    for row in rows:
+        line = Text.assemble(f"{row.key:<{width}} = ", (str(row.value), "cyan"))
+        line.append(f"  [{row.origin}] {row.becomes}", "dim")
+        console.print(line, style="" if row.used else "dim", soft_wrap=True)
     return 0
 
 
