@@ -40,7 +40,7 @@ def explain(args: argparse.Namespace) -> int:
     console = Console()
     console.print(Text(f"backbone {backbone}: key = value  [origin] what becomes of it", "bold"))
     for row in rows:
-        line = Text.assemble(f"{row.key:<{width}} = ", (str(row.value), "cyan"))
+        line = Text.assemble(f"{row.key:<{width}} = ", (repr(row.value), "cyan"))
         line.append(f"  [{row.origin}] {row.becomes}", "dim")
         console.print(line, style="" if row.used else "dim", soft_wrap=True)
     return 0
