@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ from astuner.errors import CheckpointError, ConfigError
 from astuner.task_reader import TaskSplits
 
 CONFIG_FILE = "config.yaml"
+SAME_SIGNAL_SECONDS = 0.5
+"""Wrappers such as `timeout` signal a process and then its group: that is one wish, not two."""
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
 """The disk's trouble, and no bug."""
 
@@ -183,10 +186,16 @@ def stop_on_signals(stop: threading.Event) -> Generator[None]:
         yield
         return
 
+    asked_at = 0.0
+
     def handle(signum: int, _: Any) -> None:
-        if stop.is_set():
+        nonlocal asked_at
+        if stop.is_set() and time.monotonic() - asked_at > SAME_SIGNAL_SECONDS:
             os._exit(128 + signum)
+        if stop.is_set():
+            return
         stop.set()
+        asked_at = time.monotonic()
         print("\nstopping: saving what is finished. Once more stops at once.", file=sys.stderr)
 
     previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -138,6 +138,9 @@ async def _train(
     )
     resume_from = checkpoints.latest() if context.resume else None
     resume_step = resume_from.state.step if resume_from else None
+    if context.resume:
+        where = f"after step {resume_step}" if resume_from else "from the start: no checkpoint yet"
+        display.note(f"Resuming {context.run_dir} {where}.")
     sinks = MetricSinks(
         [name for name in config.trainer_common.logger if name != "console"],
         context.run_dir,
