@@ -27,7 +27,7 @@ _HOME = {
 }
 
 # Read when torch loads its OpenMP runtime (GNU's or LLVM's). By default its idle threads spin
-# for long, and any other busy process then makes each step up to fifty times slower.
+# for long, and any other busy process then makes each step many times slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ.setdefault("KMP_BLOCKTIME", "1")
 
