@@ -35,7 +35,7 @@ test-fast: install-dev
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
 lint: install-dev
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: install-dev
 	$(BIN)/python -m astuner.config.reference > docs/config.md
