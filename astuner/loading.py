@@ -22,7 +22,7 @@ from typing import Any
 from astuner.errors import LoadingError
 
 ARROW = "->"
-_FILE_MODULE = "astuner_user_file_"
+FILE_MODULE = "astuner_user_file_"
 """Modules loaded from a file get this prefix, the stem and a digest of the path as name."""
 
 
@@ -69,7 +69,7 @@ def object_path(obj: Any) -> str:
             f"{obj.__module__}{ARROW}{name} leads to {found!r}, not to the object given. "
             "Was it replaced by a decorator, or defined again? Give what the module holds."
         )
-    if module.__name__ == "__main__" or module.__name__.startswith(_FILE_MODULE):
+    if module.__name__ == "__main__" or module.__name__.startswith(FILE_MODULE):
         return f"{_file_of(module, name)}{ARROW}{name}"
     return f"{module.__name__}{ARROW}{name}"
 
@@ -98,7 +98,7 @@ def _load_file(file: str, path: str, what: str) -> ModuleType:
     if main is not None and main_file and Path(main_file).resolve() == location:
         return main
     digest = hashlib.sha256(str(location).encode()).hexdigest()[:8]
-    name = f"{_FILE_MODULE}{location.stem}_{digest}"
+    name = f"{FILE_MODULE}{location.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
     _put_on_path(location.parent)

@@ -1,0 +1,213 @@
+"""What the launcher and verl's processes tell each other: files in one folder of the run.
+
+    job.pkl            in:  configuration, workflow, judge and tasks, for every worker
+    spool/*.group      out: groups that have ended, each read once
+    signs/HOST-PID     out: what a process did last; a hang is their silence
+
+Everything is written under a temporary name and renamed, so that a reader sees whole
+files only, on a file system that several machines share too. Nothing here knows Ray or
+verl. The folder's name is in the environment variable `ASTUNER_VERL_FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from astuner.config.schema import AstunerConfig
+from astuner.errors import MissingDependency, UserCodeError
+from astuner.loading import FILE_MODULE
+from astuner.task_judge import Judge
+from astuner.task_reader import TaskSplits
+from astuner.types import Episode, Task, WorkflowOutput
+
+FOLDER_VARIABLE = "ASTUNER_VERL_FOLDER"
+JOB, SPOOL, SIGNS = "job.pkl", "spool", "signs"
+SECONDS_BETWEEN_SIGNS = 1.0
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """All that a worker needs to run episodes."""
+
+    config: AstunerConfig
+    workflow: type
+    judge: Judge | None
+    tasks: TaskSplits
+    run_dir: Path
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """A group of episodes that has ended, or one episode of a validation."""
+
+    step: int
+    """The step it was rolled out for; finished steps at a validation."""
+    split: Literal["train", "validation"]
+    group_id: str
+    episodes: tuple[Episode, ...]
+    kept: bool
+    """False when verl got nothing of it (and refills it)."""
+    counters: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of the rollout since the process's previous record, to be summed."""
+
+
+def folder_of_process() -> Path:
+    """The folder that this process of verl was started with. Raises KeyError outside one."""
+    return Path(os.environ[FOLDER_VARIABLE])
+
+
+# ---------------------------------------------------------------- the job
+
+
+def write_job(folder: Path, job: JobFile) -> Path:
+    """Write the job; what no worker could import (a script's or notebook's own classes, a
+    file's) goes in whole. Raises UserCodeError for what cannot be sent."""
+    with _by_value():
+        try:
+            content = _cloudpickle().dumps(job)
+        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+            raise UserCodeError(
+                f"Workflow, judge and tasks have to be sent to verl's processes, but: {error}. "
+                "Make what cannot be sent (locks, open files, clients, loaded models) inside "
+                "`execute` or the judge's first call instead of at import or in __init__."
+            ) from error
+    path = folder / JOB
+    _write(path, pickle.dumps({"sys_path": [str(Path.cwd()), *sys.path], "job": content}))
+    return path
+
+
+def read_job(folder: Path) -> JobFile:
+    """The job, with the import path of the process that wrote it added to ours."""
+    outer = pickle.loads((folder / JOB).read_bytes())
+    sys.path.extend(p for p in outer["sys_path"] if p and p not in sys.path)
+    return pickle.loads(outer["job"])
+
+
+@contextmanager
+def _by_value() -> Generator[None]:
+    """Modules loaded from a file's path exist under their name in this process only."""
+    pickler = _cloudpickle()
+    modules = [m for name, m in sys.modules.items() if name.startswith(FILE_MODULE)]
+    for module in modules:
+        pickler.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            pickler.unregister_pickle_by_value(module)
+
+
+# ---------------------------------------------------------------- groups that have ended
+
+
+_number = count()
+
+
+def spool_group(folder: Path, record: GroupRecord) -> None:
+    """Hand a group to the launcher. Raises OSError when the disk is full."""
+    plain = replace(record, episodes=tuple(_plain(e) for e in record.episodes))
+    name = f"{time.time_ns():020d}-{_process()}-{next(_number)}.group"
+    _write(folder / SPOOL / name, _cloudpickle().dumps(plain))
+
+
+class SpoolReader:
+    """Reads each spooled group once, in the order of their ends, and deletes its file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / SPOOL
+
+    def new(self) -> list[GroupRecord]:
+        """What has come since the last call."""
+        if not self._folder.is_dir():
+            return []
+        records: list[GroupRecord] = []
+        for path in sorted(self._folder.glob("*.group")):
+            records.append(pickle.loads(path.read_bytes()))
+            path.unlink()
+        return records
+
+
+def _plain(episode: Episode) -> Episode:
+    """What users put into metadata may exist in their process only: it goes as JSON."""
+    output = episode.output and WorkflowOutput.model_validate(_as_json(episode.output))
+    return replace(episode, output=output, task=Task.model_validate(_as_json(episode.task)))
+
+
+def _as_json(model: BaseModel) -> dict[str, Any]:
+    """The fields as JSON holds them; other objects by what `str` shows of them."""
+    fields = model.model_dump()
+    try:
+        return json.loads(json.dumps(fields, default=str))
+    except (TypeError, ValueError, RecursionError):  # keys that are tuples, loops
+        return {**fields, "metadata": {"shown": repr(fields["metadata"])}}
+
+
+# ---------------------------------------------------------------- signs of life
+
+
+_last_sign = 0.0
+
+
+def sign_of_life(folder: Path, what: str) -> None:
+    """Say what this process does or awaits. Cheap; at most one a second is written. Call it
+    when something happens, never on a timer: a hang must fall silent."""
+    global _last_sign
+    now = time.monotonic()
+    if now - _last_sign < SECONDS_BETWEEN_SIGNS:
+        return
+    _last_sign = now
+    _write(folder / SIGNS / _process(), json.dumps([time.time(), what]).encode())
+
+
+def last_sign(folder: Path) -> tuple[float, str]:
+    """Unix time and text of the newest sign of any process; (0, "") if there is none."""
+    signs = [_read_sign(path) for path in (folder / SIGNS).glob("[!.]*")]
+    return max(signs, default=(0.0, ""))
+
+
+def _read_sign(path: Path) -> tuple[float, str]:
+    at, what = json.loads(path.read_text())
+    return float(at), str(what)
+
+
+# ---------------------------------------------------------------- small things
+
+
+def clear(folder: Path) -> None:
+    """Forget what an earlier attempt left in the folder."""
+    for name in (SPOOL, SIGNS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _process() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{threading.get_ident()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _cloudpickle() -> Any:
+    try:
+        import cloudpickle
+    except ModuleNotFoundError as error:
+        raise MissingDependency("cloudpickle", "verl", "The verl backbone") from error
+    return cloudpickle
