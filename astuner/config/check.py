@@ -40,6 +40,9 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     ),
     "task_judge.llm.on_parse_failure": ("fail", "zero"),
     "context_tracker.merge": ("prefix", "none"),
+    "rollout.mode": ("auto", "sync", "async"),
+    "rollout.engine": ("auto", "vllm", "sglang", "embedded"),
+    "trainer_common.device": ("auto", "cuda", "cpu"),
     "debug.model": ("embedded", "endpoint", "fake"),
     "trainer_common.algorithm.loss_agg_mode": ("episode-mean", "token-mean", "constant"),
     "trainer_common.optim.lr_schedule": ("constant", "linear", "cosine"),
@@ -59,6 +62,8 @@ _AT_LEAST_ONE = [
     "rollout.max_env_worker",
     "rollout.val_kwargs.num_repeat",
     "rollout.tensor_model_parallel_size",
+    "rollout.nnodes",
+    "rollout.n_gpus_per_node",
     "task_reader.reasoning_gym.size",
     "task_reader.random_dummy.size",
     "debug.debug_first_n_tasks",
@@ -103,6 +108,7 @@ _ABOVE_ZERO = [
     "rollout.judge_timeout",
     "task_judge.llm.timeout",
     "trainer_common.optim.lr",
+    "trainer_common.stall_timeout",
 ]
 
 Test = Callable[[Any], bool]
@@ -112,6 +118,7 @@ _RANGES: Mapping[str, tuple[Test, str]] = {
     **dict.fromkeys(_ABOVE_ZERO, (lambda v: v > 0, "above 0")),
     "rollout.temperature": (lambda v: v >= 0, "0 or more"),
     "rollout.top_p": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "rollout.gpu_memory_utilization": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "rollout.val_kwargs.top_p": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
     "task_reader.validation_fraction": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "trainer_common.algorithm.clip_ratio_low": (

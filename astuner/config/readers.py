@@ -28,6 +28,8 @@ _SELECTED: Mapping[str, tuple[str, object]] = {
     "model.lora.rank": ("model.lora.enable", True),
     "model.lora.alpha": ("model.lora.enable", True),
     "model.lora.target_modules": ("model.lora.enable", True),
+    "rollout.nnodes": ("rollout.mode", "async"),
+    "rollout.n_gpus_per_node": ("rollout.mode", "async"),
     "trainer_common.kl_loss_coef": ("trainer_common.use_kl_loss", True),
     "trainer_common.kl_loss_type": ("trainer_common.use_kl_loss", True),
     "trainer_common.algorithm.max_refill_rounds": (

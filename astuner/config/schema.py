@@ -134,6 +134,20 @@ class RolloutConfig:
     val_kwargs: ValKwargs = field(default_factory=ValKwargs)
     tensor_model_parallel_size: int = only("verl", "trinity", default=1)
     """GPUs per inference engine."""
+    mode: str = only("verl", "trinity", default="auto")
+    """"sync": rollouts and training take turns on the same GPUs; "async": rollouts have GPUs of
+    their own and go on during training, up to `rollout.max_staleness` versions behind; "auto" is
+    sync for verl and async for trinity."""
+    engine: str = only("verl", default="auto")
+    """Who samples: "vllm", "sglang", "embedded" (CPU only), or "auto": vllm on GPUs, embedded
+    on the CPU."""
+    nnodes: int = only("verl", default=1)
+    """With `rollout.mode: async`: machines of the rollouts' own pool, besides
+    `trainer_common.nnodes`."""
+    n_gpus_per_node: int = only("verl", default=1)
+    """With `rollout.mode: async`: GPUs taken on each of these."""
+    gpu_memory_utilization: float = only("verl", "trinity", default=0.5)
+    """Fraction of a GPU's memory that its inference engine takes, weights and cache."""
 
 
 @dataclass
@@ -409,6 +423,14 @@ class TrainerConfig:
     """Machines in the Ray cluster."""
     n_gpus_per_node: int = only("verl", "trinity", default=8)
     """GPUs taken on each."""
+    device: str = only("verl", "trinity", default="auto")
+    """"cuda", "cpu" (slow, for trying out and for tests), or "auto": cuda if a GPU is visible."""
+    ray_address: str = only("verl", "trinity", default="")
+    """The Ray cluster to run on, e.g. "auto" or "10.0.0.1:6379"; empty starts one on this machine
+    and ends it with the run."""
+    stall_timeout: float = only("verl", "trinity", default=3600.0)
+    """Seconds without any sign of life from the trainer after which the run ends with an error
+    instead of waiting on."""
 
 
 @dataclass
@@ -444,6 +466,9 @@ class AstunerConfig:
     model_tuner: ModelTunerConfig = field(default_factory=ModelTunerConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     trainer_common: TrainerConfig = field(default_factory=TrainerConfig)
+    verl: dict[str, Any] = field(default_factory=dict, metadata={"backbones": ("verl",)})
+    """verl's own settings, as its configuration names them, e.g. {actor_rollout_ref: {actor:
+    {entropy_coeff: 0.01}}}. They win over what astuner's keys become, and the run says so."""
 
 
 @dataclass

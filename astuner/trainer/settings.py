@@ -33,6 +33,8 @@ NOT_IN_HASH = {
         "test_freq",
         "val_before_train",
         "logger",
+        "ray_address",
+        "stall_timeout",
     ),
 }
 """Keys that may change between a run and its resumption without a word."""
