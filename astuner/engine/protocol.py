@@ -2,8 +2,9 @@
 
 No messages, no templates and no HTTP below this line. Everything above speaks
 to an engine only through `stream` and to trainable weights only through the
-few verbs of `Policy` (those of the Tinker API). Both may be called from any
-event loop of any thread; an implementation serves them all.
+few verbs of `Policy` (those of the Tinker API). `AdapterHost` is both for many
+adapters over one base. All may be called from any event loop of any thread; an
+implementation serves them all.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,3 +219,145 @@ class Policy(Protocol):
     async def load(self, path: Path, *, optimizer: bool) -> int:
         """Read what `save` wrote, and publish it; returns the version that samples now."""
         ...
+
+
+# ---------------------------------------------------------------- many adapters on one base
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """The shape of a LoRA adapter (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int = 16
+    alpha: float = 32
+    """The adapter's output is scaled by alpha / rank."""
+    target_modules: str | Sequence[str] = "all-linear"
+    """"all-linear" (every linear layer but the output embedding), or names, in a list or
+    separated by commas: of layers ("q_proj"), or of parts of the model: "attn", "mlp",
+    "unembed"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the model thinks of given tokens."""
+
+    logprobs: NDArray[np.float32]
+    """[T], at temperature 1, each given the tokens before it; NaN at position 0."""
+    top: tuple[Mapping[int, float], ...] = ()
+    """For each position the most probable ids and their logprobs (none at position 0);
+    empty unless asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostStats:
+    """A snapshot of what a host holds and does. Token counts are since loading."""
+
+    adapters: int
+    snapshots: int
+    resident_bytes: int
+    """Of adapters, their optimizers and snapshots, on the device."""
+    swapped_bytes: int
+    """The same, in host memory for want of room on the device."""
+    swaps: int
+    """Times something was brought back from host memory."""
+    running: int
+    """Sequences being sampled."""
+    waiting: int
+    """Sequences that wait for room."""
+    queued: int
+    """Verbs that wait for the device thread."""
+    sampled_tokens: int
+    prefilled_tokens: int
+    prefix_hit_tokens: int
+    trained_tokens: int
+    """Tokens that went through a backward pass."""
+    tokens_per_second: float
+    """Sampled, over the last ten seconds."""
+    doing: str
+    """What the device is at: "idle", "sampling", a verb's name, or "closed"."""
+    beat_age: float
+    """Seconds since it turned to that."""
+
+
+@runtime_checkable
+class AdapterHost(Protocol):
+    """One frozen base model and any number of LoRA adapters, trained and sampled apart.
+
+    Knows no users: names are unique over all of them, and whoever knows a name may use
+    it. Every verb raises EngineError for a name that is not there (or not any more).
+    The verbs of one adapter take effect in the order in which they were called.
+    """
+
+    max_context: int
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    async def create(self, adapter: str, lora: LoraSpec, *, seed: int = 0) -> None:
+        """A new trainable adapter that does not change the base's output yet. Raises
+        EngineError for a name that is taken, ModelError when the spec does not fit."""
+        ...
+
+    async def forward(
+        self, adapter: str, samples: Sequence[Sample], *, temperature: float = 1.0
+    ) -> tuple[NDArray[np.float32], ...]:
+        """See `Policy.forward`."""
+        ...
+
+    async def forward_backward(
+        self, adapter: str, samples: Sequence[Sample], loss: LossSpec
+    ) -> ForwardBackwardResult:
+        """See `Policy.forward_backward`; gradients accumulate for each adapter. A failure
+        touches no other adapter."""
+        ...
+
+    async def optim_step(self, adapter: str, params: AdamParams) -> dict[str, float]:
+        """See `Policy.optim_step`."""
+        ...
+
+    async def snapshot(self, adapter: str) -> str:
+        """The adapter's weights as they are now, for sampling; returns their id.
+
+        They never change. The same id comes again, and must be released once more, as
+        long as the adapter has not changed.
+        """
+        ...
+
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        weights: str = "",
+        tenant: str = "",
+    ) -> AsyncIterator[TokenChunk]:
+        """See `Engine.stream`. `weights` is a snapshot's id, or "" for the base. The KV of
+        prompts is shared only between streams of the same weights and the same tenant.
+        The chunks' weight version is the number of steps the adapter had taken."""
+        ...
+
+    async def score(self, token_ids: Sequence[int], *, weights: str = "", top_k: int = 0) -> Scores:
+        """The logprobs of the tokens themselves, under a snapshot or the base, and for each
+        position the `top_k` most probable ids."""
+        ...
+
+    async def export(self, source: str, path: Path, *, optimizer: bool = False) -> None:
+        """Write an adapter or a snapshot into the folder `path` as PEFT does; of an adapter
+        also all that going on bitwise needs, with `optimizer`. Raises CheckpointError."""
+        ...
+
+    async def restore(self, adapter: str, path: Path, *, optimizer: bool = False) -> None:
+        """Read what `export` wrote into an adapter of the same shape. Gradients are dropped,
+        and without `optimizer` moments too. Raises CheckpointError."""
+        ...
+
+    async def open_snapshot(self, path: Path) -> str:
+        """A PEFT folder as weights for sampling; returns a new id. Raises CheckpointError."""
+        ...
+
+    async def release(self, name: str) -> None:
+        """Forget an adapter, or give back one hold on a snapshot; with the last one gone,
+        streams that still run under it end with EngineError."""
+        ...
+
+    def stats(self) -> HostStats: ...

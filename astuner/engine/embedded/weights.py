@@ -13,7 +13,6 @@ import copy
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -37,18 +36,10 @@ from astuner.engine.embedded.compatible import (
     context_length,
 )
 from astuner.engine.embedded.packed import ATTENTION
+from astuner.engine.protocol import LoraSpec
 from astuner.errors import ModelError
 
 State = Literal["trained", "published", "reference"]
-
-
-@dataclass(frozen=True)
-class LoraSpec:
-    rank: int = 16
-    alpha: int = 32
-    """The adapter's output is scaled by alpha / rank."""
-    target_modules: str | list[str] = "all-linear"
-    """"all-linear", names separated by commas, or a list of names."""
 
 
 class States(Protocol):
@@ -113,8 +104,7 @@ class Weights:
         the packed plans compute, or when the adapter's target modules are not in it.
         """
         path = Path(path)
-        where = choose_device(device)
-        model, config, tokenizer = _load(path, where, choose_dtype(dtype, where))
+        model, config, tokenizer = load_transformers(path, device=device, dtype=dtype)
         states = _Full(model, path) if lora is None else _Lora(model, lora, path, seed)
         return cls(states, path=path, lora=lora, config=config, tokenizer=tokenizer)
 
@@ -153,6 +143,15 @@ class Weights:
                 self.states.select(self._entered[-1])
 
 
+def load_transformers(path: str | Path, *, device: str, dtype: str) -> tuple[nn.Module, Any, Any]:
+    """The model in a transformers folder, in eval mode, its text config and its tokenizer.
+
+    Raises ModelError when they cannot be loaded or the packed plans cannot compute them.
+    """
+    where = choose_device(device)
+    return _load(Path(path), where, choose_dtype(dtype, where))
+
+
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Any, Any]:
     transformers_logging.disable_progress_bar()  # a second or less, and the run has its own
     try:
@@ -173,11 +172,13 @@ class _Lora:
 
     def __init__(self, model: nn.Module, spec: LoraSpec, path: Path, seed: int) -> None:
         targets = spec.target_modules
-        if isinstance(targets, str) and targets != "all-linear":
+        if not isinstance(targets, str):
+            targets = list(targets)
+        elif targets != "all-linear":
             targets = [name.strip() for name in targets.split(",")]
         config = LoraConfig(
             r=spec.rank,
-            lora_alpha=spec.alpha,
+            lora_alpha=spec.alpha,  # pyright: ignore[reportArgumentType]
             target_modules=targets,
             task_type="CAUSAL_LM",
             base_model_name_or_path=str(path),
