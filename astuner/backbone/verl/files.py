@@ -3,6 +3,7 @@
     job.pkl            in:  configuration, workflow, judge and tasks, for every worker
     spool/*.group      out: groups that have ended, each read once
     signs/HOST-PID     out: what a process did last; a hang is their silence
+    gave_up.pkl        out: why nothing more can come of the run
 
 Everything is written under a temporary name and renamed, so that a reader sees whole
 files only, on a file system that several machines share too. Nothing here knows Ray or
@@ -19,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,14 +31,14 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from astuner.config.schema import AstunerConfig
-from astuner.errors import MissingDependency, UserCodeError
+from astuner.errors import AstunerError, MissingDependency, UserCodeError
 from astuner.loading import FILE_MODULE
 from astuner.task_judge import Judge
 from astuner.task_reader import TaskSplits
 from astuner.types import Episode, Task, WorkflowOutput
 
 FOLDER_VARIABLE = "ASTUNER_VERL_FOLDER"
-JOB, SPOOL, SIGNS = "job.pkl", "spool", "signs"
+JOB, SPOOL, SIGNS, GAVE_UP = "job.pkl", "spool", "signs", "gave_up.pkl"
 SECONDS_BETWEEN_SIGNS = 1.0
 
 
@@ -185,6 +187,34 @@ def _read_sign(path: Path) -> tuple[float, str]:
     return float(at), str(what)
 
 
+# ---------------------------------------------------------------- giving up
+
+
+def give_up(folder: Path, error: BaseException) -> None:
+    """Say that nothing more can come of the run. verl would replace failing groups for
+    ever; its dataset reads this and raises it in the trainer. The first reason stays."""
+    if not (folder / GAVE_UP).exists():
+        reason = error if isinstance(error, AstunerError) else _told(error)
+        _write(folder / GAVE_UP, pickle.dumps((type(reason), reason.args, vars(reason))))
+
+
+def gave_up(folder: Path) -> AstunerError | None:
+    """Why, if so."""
+    try:
+        kind, arguments, fields = pickle.loads((folder / GAVE_UP).read_bytes())
+    except FileNotFoundError:
+        return None
+    reason: AstunerError = kind.__new__(kind, *arguments)  # __init__ may want other arguments
+    reason.args = arguments
+    vars(reason).update(fields)
+    return reason
+
+
+def _told(error: BaseException) -> AstunerError:
+    """Something that is no AstunerError, and so a bug: with its traceback."""
+    return AstunerError("".join(traceback.format_exception(error)).rstrip())
+
+
 # ---------------------------------------------------------------- small things
 
 
@@ -192,6 +222,7 @@ def clear(folder: Path) -> None:
     """Forget what an earlier attempt left in the folder."""
     for name in (SPOOL, SIGNS):
         shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / GAVE_UP).unlink(missing_ok=True)
 
 
 def _process() -> str:

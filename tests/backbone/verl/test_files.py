@@ -21,7 +21,7 @@ from astuner.backbone.verl.files import (
     write_job,
 )
 from astuner.config.schema import AstunerConfig
-from astuner.errors import UserCodeError
+from astuner.errors import AstunerError, ContextLengthError, UserCodeError
 from astuner.loading import load_object
 from astuner.task_reader import TaskSplits
 from astuner.types import Episode, Task, WorkflowOutput
@@ -146,3 +146,17 @@ def test_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sign_of_life(tmp_path, "too soon")
     at, what = last_sign(tmp_path)
     assert what == "rolling out" and at > 1.7e9
+
+
+def test_the_first_reason_to_give_up_stays_and_keeps_its_type(tmp_path: Path) -> None:
+    assert files.gave_up(tmp_path) is None
+    files.give_up(tmp_path, ContextLengthError(9, 8))
+    files.give_up(tmp_path, UserCodeError("later"))
+    reason = files.gave_up(tmp_path)
+    assert isinstance(reason, ContextLengthError)
+    assert (reason.prompt_tokens, reason.limit) == (9, 8)
+    assert str(reason).startswith("The prompt has 9 tokens, but the context limit is 8 tokens.")
+    files.clear(tmp_path)
+    files.give_up(tmp_path, KeyError("a bug"))
+    reason = files.gave_up(tmp_path)
+    assert type(reason) is AstunerError and str(reason).endswith("KeyError: 'a bug'")
