@@ -106,15 +106,17 @@ def workbench(
     version: Callable[[], int] = lambda: 0,
     in_caller_thread: bool = False,
     on_episode: Callable[[Episode], None] | None = None,
+    settings: RolloutSettings | None = None,
 ) -> Generator[Workbench]:
-    """Start the proxy and what stands on it; close both at the end."""
+    """Start the proxy and what stands on it; close both at the end. `settings` take the place
+    of the configuration's, e.g. where several processes share its limits."""
     with ExitStack() as stack:
         server.start()
         stack.callback(server.close)
-        settings = runner_settings(config, in_caller_thread=in_caller_thread)
-        runner = EpisodeRunner(parts.workflow, parts.judge, server, settings)
+        limits = runner_settings(config, in_caller_thread=in_caller_thread)
+        runner = EpisodeRunner(parts.workflow, parts.judge, server, limits)
         stack.callback(runner.close)
-        rollout = Rollout(runner, rollout_settings(config), version, on_episode)
+        rollout = Rollout(runner, settings or rollout_settings(config), version, on_episode)
         yield Workbench(server, runner, rollout)
 
 

@@ -41,6 +41,9 @@ class SamplingParams:
     the batch. None draws a fresh one."""
     top_logprobs: int = 0
     """How many alternatives to report for each token."""
+    session: str = ""
+    """Whose call it is: an engine of several replicas may keep a session on one, for its
+    prefix cache. Never changes what is sampled."""
 
 
 @dataclass(frozen=True, slots=True)

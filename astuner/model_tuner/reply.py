@@ -64,7 +64,8 @@ class Reply:
         turn, session = self.turn, self.turn.agent.session
         prompt = prompt_digest(turn.prompt_ids)
         occurrence = session.occurrence(prompt)
-        params = replace(turn.params, seed=self._seed(prompt, occurrence))
+        seed = self._seed(prompt, occurrence)
+        params = replace(turn.params, seed=seed, session=session.spec.episode_id)
         finished = False
         try:
             await self._collect(engine, params, on_growth)

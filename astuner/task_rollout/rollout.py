@@ -115,11 +115,12 @@ class Rollout:
         """
         chosen = tasks[: self.settings.val_max_tasks or None]
         repeated = await all_or_none(
-            self._validate(task, step, index) for index, task in enumerate(chosen)
+            self.validate(task, step, index) for index, task in enumerate(chosen)
         )
         return [episode for episodes in repeated for episode in episodes]
 
-    async def _validate(self, task: Task, step: int, index: int) -> list[Episode]:
+    async def validate(self, task: Task, step: int, index: int) -> list[Episode]:
+        """Run one validation task, the `index`th, `val_num_repeat` times. Raises like `group`."""
         group_id = validation_group_id(step, index)
         episodes = await all_or_none(
             self._episode(

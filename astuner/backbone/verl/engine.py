@@ -1,0 +1,145 @@
+"""verl's rollout servers as an Engine: tokens in, tokens out.
+
+One `stream` is one `LLMServerClient.generate`, which answers in one piece, so there is
+one chunk (two, where the weights changed meanwhile). It is awaited on the loop of verl's
+AgentLoopWorker, whoever asks from whatever thread. A caller who leaves cancels that
+await; verl has no way to stop the server, which samples on to the call's length limit.
+Whatever verl or Ray raise passes through: the proxy makes EngineErrors of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, Protocol
+from uuid import uuid4
+
+from astuner.engine.protocol import SamplingParams, TokenChunk
+from astuner.errors import ContextLengthError, EngineClosed, EngineError
+from astuner.types import FinishReason
+
+ABORTED = ("abort", "aborted")
+
+
+class Output(Protocol):
+    """What is read of verl's TokenOutput."""
+
+    token_ids: list[int]
+    log_probs: list[float] | None
+    stop_reason: str | None
+    extra_fields: dict[str, Any]
+
+
+class Client(Protocol):
+    """verl's LLMServerClient."""
+
+    async def generate(
+        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any]
+    ) -> Output: ...
+
+
+class VerlEngine:
+    """An `Engine` over verl's client; usable from any thread and loop."""
+
+    def __init__(
+        self,
+        client: Client,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        max_context: int,
+        seeded: bool = False,
+        on_answer: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`seeded`: the server takes a `seed` for each call. vLLM does, but slows down with
+        it, and would repeat its random numbers where it goes on after a weight update."""
+        self.max_context = max_context
+        self.version = 0
+        """The newest weights that were seen to answer."""
+        self._client = client
+        self._loop = loop
+        self._seeded = seeded
+        self._on_answer = on_answer
+
+    async def stream(
+        self, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncGenerator[TokenChunk, None]:
+        """See `Engine.stream`."""
+        room = self.max_context - len(prompt_ids)
+        if room < 1:
+            raise ContextLengthError(len(prompt_ids), self.max_context)
+        limit = min(params.max_tokens, room)
+        output = await self._ask(list(prompt_ids), self._wire(params, limit), params.session)
+        oldest, newest = check(output, limit)
+        self.version = max(self.version, newest)
+        self._on_answer()
+        for chunk in chunks(output, params, limit, oldest, newest):
+            yield chunk
+
+    async def _ask(self, prompt: list[int], wire: dict[str, Any], session: str) -> Output:
+        # verl sends calls of one request id to one server, for its prefix cache.
+        request_id = session or uuid4().hex
+        asked = self._client.generate(request_id, prompt_ids=prompt, sampling_params=wire)
+        try:
+            future = asyncio.run_coroutine_threadsafe(asked, self._loop)
+        except RuntimeError as error:
+            asked.close()
+            raise EngineClosed("verl's agent loop worker has ended.") from error
+        return await asyncio.wrap_future(future)
+
+    def _wire(self, params: SamplingParams, limit: int) -> dict[str, Any]:
+        """The parameters under verl's names, which are vLLM's."""
+        wire: dict[str, Any] = {
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k or -1,
+            "repetition_penalty": 1.0,
+            "max_tokens": limit,
+            "logprobs": True,
+        }
+        if params.stop_token_ids:
+            wire["stop_token_ids"] = list(params.stop_token_ids)
+        if self._seeded and params.seed is not None:
+            wire["seed"] = params.seed
+        return wire
+
+
+def check(output: Output, limit: int) -> tuple[int, int]:
+    """The oldest and newest weights that sampled it. Raises EngineError for what cannot be
+    trained on: a call broken off, no tokens, no logprobs or no weight version."""
+    fields, count = output.extra_fields, len(output.token_ids)
+    if output.stop_reason in ABORTED:
+        raise EngineError("verl's rollout server broke the call off, for a weight update.")
+    if not 0 < count <= limit:
+        raise EngineError(f"verl's rollout server answered {count} tokens; 1 to {limit} were due.")
+    if len(output.log_probs or ()) != count:
+        raise EngineError(
+            f"verl's rollout server answered {count} tokens with {len(output.log_probs or ())} "
+            "logprobs. Leave actor_rollout_ref.rollout.calculate_log_probs at true."
+        )
+    newest = fields.get("max_global_steps", fields.get("global_steps"))
+    if newest is None:
+        raise EngineError("verl's rollout server did not say which weights it sampled with.")
+    oldest = fields.get("min_global_steps")
+    return int(newest if oldest is None else oldest), int(newest)
+
+
+def chunks(
+    output: Output, params: SamplingParams, limit: int, oldest: int, newest: int
+) -> list[TokenChunk]:
+    """The whole answer. Where the weights changed meanwhile, verl does not tell at which
+    token: the last one is of the newest, all before count as of the oldest."""
+    ids, logprobs = tuple(output.token_ids), tuple(output.log_probs or ())
+    top = tuple({i: p} for i, p in zip(ids, logprobs, strict=True)) if params.top_logprobs else ()
+    cached = output.extra_fields.get("num_cached_tokens") or 0
+    finish = finish_reason(ids, params, limit)
+    if oldest == newest or len(ids) < 2:
+        return [TokenChunk(ids, logprobs, newest, finish, top, cached)]
+    return [
+        TokenChunk(ids[:-1], logprobs[:-1], oldest, None, top[:-1], cached),
+        TokenChunk(ids[-1:], logprobs[-1:], newest, finish, top[-1:]),
+    ]
+
+
+def finish_reason(ids: Sequence[int], params: SamplingParams, limit: int) -> FinishReason:
+    """verl says "completed" of both."""
+    return "length" if len(ids) >= limit and ids[-1] not in params.stop_token_ids else "stop"
