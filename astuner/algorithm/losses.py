@@ -77,7 +77,8 @@ def gspo(
     GSPO (Zheng et al. 2025, arXiv 2507.18071), equation 7 for the ratio s, in the form of
     equations 13 and 14 (GSPO-token): a token's value is s, its gradient that of its own
     log pi. With one advantage a sequence both forms have the same value and gradient. A
-    sequence is a sample. Clip ranges are of the order 1e-4, far below PPO's.
+    sequence is those tokens of a sample that have a weight. Clip ranges are of the order
+    1e-4, far below PPO's.
     """
     log_ratio, tis = _log_ratio(inputs, tis_cap)
     sequence = _segment_mean(log_ratio.detach(), inputs)
@@ -107,6 +108,18 @@ def cispo(
     }
     token_loss = -weight * inputs.advantages * tis * inputs.logprobs
     return _output(inputs, token_loss, metrics | _ratio_metrics(ratio, tis, tis_cap))
+
+
+def dro(inputs: LossInput, *, beta: float = 0.05) -> LossOutput:
+    """-(A log pi - beta / 2 (log r)^2): off-policy, held to the sampler by a square.
+
+    DRO (Richemond et al. 2024, arXiv 2405.19107), in the per-token form of Kimi k1.5 (Kimi
+    Team 2025, arXiv 2501.12599), equation 3, and of the Tinker API. The advantage is meant
+    to be soft: the reward minus a value estimate, not divided by a deviation.
+    """
+    log_ratio = inputs.logprobs - inputs.behaviour_logprobs
+    token_loss = 0.5 * beta * log_ratio**2 - inputs.advantages * inputs.logprobs
+    return _output(inputs, token_loss, _ratio_metrics(_bounded(log_ratio).exp(), log_ratio, 0.0))
 
 
 def policy_gradient(inputs: LossInput) -> LossOutput:
@@ -151,10 +164,11 @@ def _clipped(
 
 
 def _segment_mean(values: Tensor, inputs: LossInput) -> Tensor:
-    """For each token, the mean of `values` over its segment."""
+    """For each token, the mean of `values` over the tokens of its segment that have a weight."""
+    counted = (inputs.weights != 0).to(values.dtype)
     zeros = values.new_zeros(inputs.num_segments)
-    sums = zeros.index_add(0, inputs.segments, values)
-    counts = zeros.index_add(0, inputs.segments, torch.ones_like(values))
+    sums = zeros.index_add(0, inputs.segments, values * counted)
+    counts = zeros.index_add(0, inputs.segments, counted)
     return (sums / counts.clamp(min=1))[inputs.segments]
 
 

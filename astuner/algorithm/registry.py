@@ -29,6 +29,7 @@ LOSSES: dict[str, str] = {
     "ppo": f"{_HERE}.losses:ppo",
     "gspo": f"{_HERE}.losses:gspo",
     "cispo": f"{_HERE}.losses:cispo",
+    "dro": f"{_HERE}.losses:dro",
     "importance_sampling": f"{_HERE}.losses:importance_sampling",
     "policy_gradient": f"{_HERE}.losses:policy_gradient",
     "cross_entropy": f"{_HERE}.losses:cross_entropy",

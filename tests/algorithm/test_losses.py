@@ -11,6 +11,7 @@ from astuner.algorithm import LOSSES, accepted, find_loss
 from astuner.algorithm.losses import (
     cispo,
     cross_entropy,
+    dro,
     gspo,
     importance_sampling,
     policy_gradient,
@@ -165,6 +166,31 @@ def test_cispo_clips_the_weight_and_keeps_the_gradient() -> None:
     assert out.loss.item() == pytest.approx(value, rel=1e-5)
 
 
+def test_gspo_counts_only_tokens_with_a_weight() -> None:
+    batch = inputs([4.0, 1.0, 50.0], [1.0, 1.0, 1.0], weights=[0.5, 0.5, 0.0])
+    out = gspo(batch, clip_low=2.0, clip_high=2.0)  # sqrt(4 * 1), as without the third
+    assert out.metrics["ratio"].tolist() == pytest.approx([2.0] * 3, rel=1e-5)
+    assert gradient(batch, out.loss) == pytest.approx([-1, -1, 0], rel=1e-5)
+
+
+def test_cispo_with_other_bounds_around_zero() -> None:
+    """Bounds 0 and 4 of the weight itself, as the Tinker API has them."""
+    batch = inputs([6.0, 0.1], [1.0, 1.0])
+    out = cispo(batch, clip_low=1.0, clip_high=3.0)
+    assert gradient(batch, out.loss) == pytest.approx([-4.0, -0.1], rel=1e-5)
+
+
+def test_dro_by_hand() -> None:
+    # log r = log 2 and log 0.5; logprobs -2 + log r
+    batch = inputs([2.0, 0.5], [1.5, -1.0])
+    out = dro(batch, beta=0.1)
+    ln2 = math.log(2)
+    value = -1.5 * (-2 + ln2) + 1.0 * (-2 - ln2) + 2 * 0.05 * ln2**2
+    assert out.loss.item() == pytest.approx(value, rel=1e-5)
+    assert gradient(batch, out.loss) == pytest.approx([-1.5 + 0.1 * ln2, 1 - 0.1 * ln2], rel=1e-5)
+    assert out.metrics["ratio"].tolist() == pytest.approx([2.0, 0.5])
+
+
 def test_policy_gradient_knows_no_ratio() -> None:
     batch = inputs([3.0, 1.0], [2.0, -1.0], behind=[5.0, 5.0])
     assert gradient(batch, policy_gradient(batch).loss) == pytest.approx([-2, 1])
@@ -175,6 +201,8 @@ def test_cross_entropy_knows_no_advantage() -> None:
     out = cross_entropy(batch)
     assert out.loss.item() == pytest.approx(2.0)
     assert gradient(batch, out.loss) == pytest.approx([-0.5, -0.5])
+    away = inputs([1.0], [1.0], weights=[-2.0])
+    assert gradient(away, cross_entropy(away).loss) == pytest.approx([2.0])
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"cross_entropy"}))
