@@ -13,6 +13,7 @@
     │   └── EngineClosed       the engine was stopped while the call was waiting
     ├── RequestError           a client's request is wrong (a 4xx of the proxy)
     ├── DeadlineExceeded       something outside did not answer in time
+    ├── BackboneError          the trainer that a backbone started has failed
     └── CheckpointError        a checkpoint cannot be written or read
 
 Each message says what was wrong, which value was seen, and what to do. A bad
@@ -108,6 +109,12 @@ class RequestError(AstunerError):
 
 class DeadlineExceeded(AstunerError):
     """Something outside (engine, environment, judge, user code) did not answer in time."""
+
+
+class BackboneError(AstunerError):
+    """The processes of a distributed backbone failed; names their log and its last lines."""
+
+    exit_code = 8
 
 
 class CheckpointError(AstunerError):

@@ -118,7 +118,7 @@ def run_folder(loaded: LoadedConfig, *, resume: bool) -> Path:
             f"--resume: there is no run folder {base}. Start without --resume, or name the "
             "right experiment with --exp-dir and experiment_name=..."
         )
-    return _resumable(taken)
+    return _resumable(taken, config.backbone)
 
 
 @contextmanager
@@ -140,14 +140,20 @@ def kept_tidy(run_dir: Path) -> Generator[None]:
         raise
 
 
-def _resumable(folders: Sequence[Path]) -> Path:
-    """The newest folder with a checkpoint; a later run that was stopped before its first
-    step does not hide it."""
-    from astuner.trainer import Checkpoints
+def _resumable(folders: Sequence[Path], backbone: str) -> Path:
+    """The newest folder with a checkpoint of this backbone; a later run that was stopped
+    before its first step does not hide it."""
+    from astuner.backbone.report import saved_step
 
     newest = folders[-1]
-    saved = (f for f in reversed(folders) if Checkpoints(f / "checkpoints").latest())
+    saved = (f for f in reversed(folders) if saved_step(f, backbone) is not None)
     chosen = next(saved, newest)
+    other = "local" if backbone == "verl" else "verl"
+    if saved_step(chosen, backbone) is None and saved_step(chosen, other) is not None:
+        raise ConfigError(
+            f"--resume: {chosen} was trained by the {other} backbone, and {backbone} cannot go "
+            f"on from its checkpoints. Use --backbone {other}, or start without --resume."
+        )
     if chosen != newest:
         print(f"{newest} has no checkpoint: going on in {chosen}.", file=sys.stderr)
     return chosen

@@ -3,7 +3,7 @@
 Nothing heavy is imported until a command runs, so that `--help` answers at
 once. Exit codes: 0 done, 1 unexpected, 2 configuration, 3 the user's code or
 data, 4 a missing package, 5 the model, 6 the engine, 7 a checkpoint or a full disk,
-130 interrupted (what was finished is saved).
+8 a distributed backbone's processes, 130 interrupted (what was finished is saved).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ other commands:
   astuner doctor                                what this machine has and which backbones can run
 
 exit codes: 0 done, 2 configuration, 3 your workflow, judge or data, 4 missing package, 5 model,
-6 engine, 7 checkpoint or full disk, 130 interrupted (resume with --resume)
+6 engine, 7 checkpoint or full disk, 8 a distributed backbone's processes, 130 interrupted (go on
+with --resume)
 """
 
 

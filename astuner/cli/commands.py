@@ -51,8 +51,8 @@ def evaluate(args: argparse.Namespace) -> int:
     _log_to_console()
     loaded = _load(args)
     from astuner.backbone.context import RunContext
-    from astuner.backbone.local import checkpoint_of
     from astuner.backbone.local import evaluate as evaluate_local
+    from astuner.backbone.report import checkpoint_of
     from astuner.launcher import in_own_thread
 
     adapter = checkpoint_of(Path(args.adapter)) if args.adapter else None

@@ -27,7 +27,8 @@ class TunedModel:
 
     def __init__(self, path: Path, config: AstunerConfig, metrics: Mapping[str, Any]) -> None:
         self.path = path
-        """The adapter's folder in PEFT format (a transformers folder for full weights)."""
+        """The adapter's folder in PEFT format (a transformers folder for full weights, and for
+        whatever `verl` trained)."""
         self.metrics = metrics
         """The content of `summary.json`."""
         self._config = config
@@ -49,7 +50,7 @@ class TunedModel:
         """Open a run's folder. Raises CheckpointError or ConfigError."""
         import json
 
-        from astuner.backbone.local import checkpoint_of
+        from astuner.backbone.report import checkpoint_of
 
         run_dir = Path(run_dir)
         config = run_dir / "config.yaml"
@@ -87,10 +88,13 @@ class TunedModel:
 
         Raises CheckpointError when `to` is not empty or cannot be written.
         """
+        from astuner.backbone.report import is_whole_model
         from astuner.engine.embedded.export import merge
         from astuner.engine.model_source import resolve_model
 
-        return merge(self.path, resolve_model(self._config.model.path), to)
+        whole = is_whole_model(self.path)
+        base = self.path if whole else resolve_model(self._config.model.path)
+        return merge(self.path, base, to)
 
     def serve(self, port: int = 8000, *, host: str = "127.0.0.1") -> None:
         """Serve an OpenAI-compatible endpoint until Ctrl-C. Raises ConfigError when the
@@ -119,9 +123,9 @@ class TunedModel:
 
     def _open(self) -> tuple[EmbeddedModel, ChatCodec]:
         if self._model is None or self._codec is None:
-            from astuner.backbone.assembly import open_codec, open_model
+            from astuner.backbone.assembly import open_codec
+            from astuner.backbone.local import open_tuned
 
-            model = open_model(self._config)
-            in_own_thread(lambda: model.load(self.path, optimizer=False))
+            model: EmbeddedModel = in_own_thread(lambda: open_tuned(self._config, self.path))
             self._model, self._codec = model, open_codec(self._config, model)
         return self._model, self._codec

@@ -40,8 +40,13 @@ def merge(checkpoint: str | Path, base: str | Path, to: str | Path) -> Path:
             model.save_pretrained(scratch)
             # The base's own config is readable by more versions than one written anew.
             (scratch / "config.json").unlink()
-        _copy(base, scratch, but=_WEIGHT_FILES)
+        copy_but_weights(base, scratch)
     return to
+
+
+def copy_but_weights(base: Path, to: Path) -> None:
+    """Tokenizer, template, config: all files of a model folder that `to` has not, but weights."""
+    _copy(base, to, but=_WEIGHT_FILES)
 
 
 def _merged(checkpoint: Path, base: Path) -> Any:
