@@ -38,17 +38,24 @@ class ChatCompletions(Endpoint):
         data = await exchange.json()
         request = parse_request(ChatRequest, data)
         chunks: ChatChunks | None = None
-        async with exchange.flight(agent):
-            chat = self._understand(agent, request, data)
-            replies = [Reply(chat.turn, i) for i in range(request.n)]
-            if request.stream:
-                chunks = ChatChunks(self._serving, chat, replies, exchange.events)
-            await self._serving.sample(replies, chunks and chunks.grow)
-            answers = self._record(chat, replies)
-        if chunks is None:
-            await exchange.reply(response_json(self._serving, chat, answers))
-        else:
+        with agent.attempts.take(exchange.claim) as attempt:
+            if attempt.answered is not None:
+                agent.session.count("answered_again")
+            else:
+                async with exchange.flight(agent):
+                    chat = self._understand(agent, request, data)
+                    replies = [Reply(chat.turn, i) for i in range(request.n)]
+                    if request.stream:
+                        chunks = ChatChunks(self._serving, chat, replies, exchange.events)
+                    await self._serving.sample(replies, chunks and chunks.grow)
+                    attempt.answered = chat, self._record(chat, replies)
+        chat, answers = attempt.answered
+        if request.stream:
+            replies = [answer.reply for answer in answers]
+            chunks = chunks or ChatChunks(self._serving, chat, replies, exchange.events)
             await chunks.finish(answers)
+        else:
+            await exchange.reply(response_json(self._serving, chat, answers))
 
     def _understand(self, agent: AgentKey, request: ChatRequest, data: dict[str, Any]) -> Chat:
         if request.top_logprobs and not request.logprobs:
@@ -81,16 +88,16 @@ class ChatCompletions(Endpoint):
         turn, use = chat.turn, chat.use
         parsed = self._codec.parse(reply.token_ids, turn.prompt_ids, use.tools)
         message = reply_message(parsed)
-        message["content"], cut = turn.stops.cut(message["content"])
-        if not cut and "reasoning_content" in message:
-            message["reasoning_content"], cut = turn.stops.cut(message["reasoning_content"])
-            message["content"] = "" if cut else message["content"]
+        message["content"], stop = turn.stops.cut(message["content"])
+        if stop is None and "reasoning_content" in message:
+            message["reasoning_content"], stop = turn.stops.cut(message["reasoning_content"])
+            message["content"] = "" if stop else message["content"]
         if not message["content"] and "tool_calls" in message:
             message["content"] = None
         finish = "length" if reply.finish == "length" else "stop"
-        return Answer(
-            reply, message, "tool_calls" if "tool_calls" in message and finish == "stop" else finish
-        )
+        if "tool_calls" in message and finish == "stop":
+            finish = "tool_calls"
+        return Answer(reply, message, finish, stop)
 
     def _record(self, chat: Chat, replies: Sequence[Reply]) -> list[Answer]:
         """Keep the calls, then let later requests continue them."""

@@ -6,7 +6,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from astuner.chat.protocol import ChatCodec, Message
 from astuner.model_tuner.deltas import Deltas
 from astuner.model_tuner.reply import Reply, Turn, usage
 from astuner.model_tuner.serving import Serving
-from astuner.model_tuner.sse import EventStream
+from astuner.model_tuner.sse import Events
 from astuner.model_tuner.tool_choice import ToolUse
 from astuner.model_tuner.wire import ChatRequest
 from astuner.types import token_ids
@@ -38,6 +38,8 @@ class Answer:
     message: dict[str, Any]
     """As returned: the text is cut before a stop string, absent parts are left out."""
     finish_reason: str
+    stop: str | None = None
+    """The stop string that ended it."""
 
 
 def response_json(serving: Serving, chat: Chat, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -57,10 +59,16 @@ def _choice(codec: ChatCodec, chat: Chat, answer: Answer) -> dict[str, Any]:
         "message": {"refusal": None, **answer.message},
         "logprobs": _logprobs(codec, reply, 0) if chat.request.logprobs else None,
         "finish_reason": answer.finish_reason,
+        **_stop_reason(answer),
     }
     if chat.request.return_token_ids:
         choice["token_ids"] = reply.ids
     return choice
+
+
+def _stop_reason(answer: Answer) -> dict[str, Any]:
+    """vLLM's field, only where there is something to tell."""
+    return {} if answer.stop is None else {"stop_reason": answer.stop}
 
 
 def _logprobs(codec: ChatCodec, reply: Reply, start: int) -> dict[str, Any]:
@@ -86,7 +94,7 @@ class ChatChunks:
     """The chunks of one streamed answer."""
 
     def __init__(
-        self, serving: Serving, chat: Chat, replies: Sequence[Reply], events: EventStream
+        self, serving: Serving, chat: Chat, replies: Sequence[Reply], events: Events
     ) -> None:
         self._serving = serving
         self._chat = chat
@@ -107,9 +115,10 @@ class ChatChunks:
         """What is left of each text, the tool calls, finish reasons, usage, and the end."""
         for answer in answers:
             await self._rest(answer)
-            await self._send(answer.reply, {}, answer.finish_reason)
+            ending = {"finish_reason": answer.finish_reason, **_stop_reason(answer)}
+            await self._send(answer.reply, {}, ending)
         if self._chat.request.include_usage:
-            await self._emit([], usage=usage(self._replies, [self._chat.turn.prompt_ids]))
+            await self._emit([], usage=self._usage())
         await self._events.done()
 
     async def _rest(self, answer: Answer) -> None:
@@ -132,8 +141,11 @@ class ChatChunks:
         )
         return parsed.reasoning or "", parsed.content
 
+    def _usage(self) -> dict[str, Any]:
+        return usage(self._replies, [self._chat.turn.prompt_ids])
+
     async def _send(
-        self, reply: Reply, delta: dict[str, Any], finish_reason: str | None = None
+        self, reply: Reply, delta: dict[str, Any], ending: Mapping[str, Any] | None = None
     ) -> None:
         if reply.index not in self._begun:
             self._begun.add(reply.index)
@@ -143,13 +155,15 @@ class ChatChunks:
             "index": reply.index,
             "delta": delta,
             "logprobs": None,
-            "finish_reason": finish_reason,
+            "finish_reason": None,
+            **(ending or {}),
         }
         if self._chat.request.logprobs and told < len(reply.ids):
             choice["logprobs"] = _logprobs(self._serving.codec, reply, told)
         if self._chat.request.return_token_ids:
             choice["token_ids"] = reply.ids[told:]
-        await self._emit([choice])
+        more = {"usage": self._usage()} if self._chat.request.continuous_usage else {}
+        await self._emit([choice], **more)
 
     async def _emit(self, choices: list[dict[str, Any]], **more: Any) -> None:
         head = self._serving.envelope("chat.completion.chunk", _response_id(self._replies[0]))

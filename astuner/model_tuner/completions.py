@@ -20,7 +20,7 @@ from astuner.model_tuner.exchange import Endpoint, Exchange
 from astuner.model_tuner.reply import Reply, Turn, usage
 from astuner.model_tuner.serving import Serving
 from astuner.model_tuner.session import AgentKey
-from astuner.model_tuner.sse import EventStream
+from astuner.model_tuner.sse import Events
 from astuner.model_tuner.stops import StopStrings
 from astuner.model_tuner.wire import CompletionRequest, parse_request
 from astuner.types import TokenIds, token_ids
@@ -36,19 +36,21 @@ class Completions(Endpoint):
     async def answer(self, agent: AgentKey, exchange: Exchange) -> None:
         data = await exchange.json()
         request = parse_request(CompletionRequest, data)
-        async with exchange.flight(agent):
-            prompts = encode_prompts(request.prompt, self._serving.codec)
-            turns = [self._turn(agent, request, data, prompt) for prompt in prompts]
-            replies = [
-                Reply(turn, index)
-                for index, turn in enumerate(t for t in turns for _ in range(request.n))
-            ]
-            shown = Shown(self._serving, request, prompts, replies, exchange.events)
-            await self._serving.sample(replies, shown.grow if request.stream else None)
-            calls = [
-                (r.number, r.call({"role": "assistant", "content": shown.text(r)})) for r in replies
-            ]
-            agent.session.record(agent, calls)
+        shown: Shown | None = None
+        with agent.attempts.take(exchange.claim) as attempt:
+            if attempt.answered is not None:
+                agent.session.count("answered_again")
+            else:
+                async with exchange.flight(agent):
+                    prompts = encode_prompts(request.prompt, self._serving.codec)
+                    turns = [self._turn(agent, request, data, prompt) for prompt in prompts]
+                    replies = [Reply(turn, i) for i, turn in enumerate(_each(turns, request.n))]
+                    shown = Shown(self._serving, request, prompts, replies, exchange.events)
+                    await self._serving.sample(replies, shown.grow if request.stream else None)
+                    _record(agent, replies, shown)
+                    attempt.answered = prompts, replies
+        prompts, replies = attempt.answered
+        shown = shown or Shown(self._serving, request, prompts, replies, exchange.events)
         if request.stream:
             await shown.finish()
         else:
@@ -72,6 +74,16 @@ class Completions(Endpoint):
             draw.seed,
             new_timeline_reason="raw_prompt",
         )
+
+
+def _each(turns: Sequence[Turn], n: int) -> list[Turn]:
+    return [turn for turn in turns for _ in range(n)]
+
+
+def _record(agent: AgentKey, replies: Sequence[Reply], shown: Shown) -> None:
+    texts = ({"role": "assistant", "content": shown.text(reply)} for reply in replies)
+    calls = [(r.number, r.call(text)) for r, text in zip(replies, texts, strict=True)]
+    agent.session.record(agent, calls)
 
 
 def encode_prompts(prompt: object, codec: ChatCodec) -> list[TokenIds]:
@@ -110,7 +122,7 @@ class Shown:
         request: CompletionRequest,
         prompts: Sequence[TokenIds],
         replies: Sequence[Reply],
-        events: EventStream,
+        events: Events,
     ) -> None:
         self._serving = serving
         self._codec = serving.codec

@@ -1,6 +1,6 @@
 """One HTTP request and its answer, at the level of ASGI.
 
-It reads the body, finds the key, turns errors into OpenAI's JSON, and stops the
+It reads the body, finds the key, tells errors in the dialect's shape, and stops the
 call when the client leaves or the episode ends. Plain ASGI instead of request
 and response objects: this is the hot path. It knows nothing of what is asked.
 """
@@ -10,14 +10,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
+from hashlib import blake2b
 from typing import Any
 
 from pydantic_core import to_json
 
 from astuner.errors import AstunerError, DeadlineExceeded, EngineError
-from astuner.model_tuner.session import AgentKey, Flight, Problem, SessionBook, episode_ended
-from astuner.model_tuner.sse import EventStream
-from astuner.model_tuner.wire import error_json, parse_json, retry_header, status_of
+from astuner.model_tuner.attempts import Claim
+from astuner.model_tuner.session import (
+    KEY_PREFIX,
+    AgentKey,
+    Flight,
+    Problem,
+    SessionBook,
+    episode_ended,
+)
+from astuner.model_tuner.sse import Events, EventStream
+from astuner.model_tuner.wire import (
+    OPENAI_ERRORS,
+    ErrorShape,
+    parse_json,
+    retry_header,
+    status_of,
+)
 from astuner.types import FailureKind
 
 Scope = MutableMapping[str, Any]
@@ -25,6 +40,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON = (b"content-type", b"application/json")
+IDEMPOTENCY_KEY = b"idempotency-key"
+RETRY_COUNT = b"x-stainless-retry-count"
+"""How the openai and anthropic SDKs say that they ask again."""
 
 
 class ClientGone(Exception):
@@ -34,13 +52,24 @@ class ClientGone(Exception):
 class Exchange:
     """What an endpoint gets: the request, and how to answer it."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, errors: ErrorShape = OPENAI_ERRORS
+    ) -> None:
+        self._scope = scope
         self._headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         self.path_params: Mapping[str, str] = scope.get("path_params", {})
+        self.method: str = scope["method"]
         self._receive = receive
         self._send = send
-        self.events = EventStream(send)
+        self._errors = errors
+        self._body = b""
+        self.stream = EventStream(send)
         """Server-sent events, for a request with `stream`."""
+
+    @property
+    def events(self) -> Events:
+        """Where chunks of OpenAI's chat and completions go."""
+        return self.stream
 
     async def json(self) -> dict[str, Any]:
         """The request's body. Raises RequestError, ClientGone."""
@@ -51,11 +80,24 @@ class Exchange:
                 raise ClientGone
             body += message.get("body", b"")
             if not message.get("more_body", False):
+                self._body = body
                 return parse_json(body)
 
     @property
     def api_key(self) -> str | None:
         return api_key_of(self._headers)
+
+    @property
+    def claim(self) -> Claim:
+        """What tells this request from others and from its own repetitions."""
+        headers = {
+            name: value.decode("latin-1")
+            for name, value in self._headers
+            if name in (IDEMPOTENCY_KEY, RETRY_COUNT)
+        }
+        digest = blake2b(self._scope["path"].encode() + b"\0" + self._body, digest_size=16)
+        again = headers.get(RETRY_COUNT, "0").strip() not in ("", "0")
+        return Claim(digest.digest(), headers.get(IDEMPOTENCY_KEY), again)
 
     async def reply(
         self,
@@ -72,12 +114,13 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     async def refuse(self, error: AstunerError) -> None:
-        """Answer with OpenAI's error JSON; within a stream, as its last event."""
+        """Answer with the dialect's error JSON; within a stream, as its last event."""
         status, code = status_of(error)
-        payload = error_json(str(error), status, code, getattr(error, "param", None))
-        if self.events.started:
-            await self.events.send(payload)
-            await self.events.end()
+        payload = self._errors.body(str(error), status, code, getattr(error, "param", None))
+        if self.stream.started:
+            name, event = self._errors.event(payload, self.stream.sent)
+            await self.stream.send(event, name)
+            await self.stream.end()
         else:
             await self.reply(payload, status, retry_header(status, code))
 
@@ -112,13 +155,16 @@ class Exchange:
 
 
 def api_key_of(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """From `Authorization: Bearer KEY` or `api-key: KEY`."""
+    """From `Authorization: Bearer KEY`, `x-api-key: KEY` or `api-key: KEY`.
+
+    Of several, one of ours: an SDK may send along what it found in the environment."""
+    keys: list[str] = []
     for name, value in headers:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return value[7:].decode("latin-1").strip()
-        if name == b"api-key":
-            return value.decode("latin-1").strip()
-    return None
+            keys.append(value[7:].decode("latin-1").strip())
+        elif name in (b"x-api-key", b"api-key"):
+            keys.append(value.decode("latin-1").strip())
+    return next((key for key in keys if key.startswith(KEY_PREFIX)), keys[0] if keys else None)
 
 
 def _uncancel() -> None:
@@ -128,13 +174,15 @@ def _uncancel() -> None:
 
 
 class Endpoint:
-    """An ASGI app that answers with a session's key and refuses in OpenAI's shape."""
+    """An ASGI app that answers with a session's key and refuses in the dialect's shape."""
+
+    errors: ErrorShape = OPENAI_ERRORS
 
     def __init__(self, sessions: SessionBook) -> None:
         self._sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self.errors)
         agent: AgentKey | None = None
         try:
             agent = self._sessions.find(exchange.api_key)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from astuner.chat.history import History
 from astuner.errors import RequestError
+from astuner.model_tuner.attempts import Attempts
 from astuner.types import Call, FailureKind, TokenIds
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_PROBLEMS = 100
 """A workflow that swallows errors in a loop must not fill the memory."""
+KEY_PREFIX = "sk-astuner-"
 REMEMBERED_KEYS = 10_000
 """Dead keys that still get an answer naming their episode."""
 
@@ -90,6 +92,7 @@ class AgentKey:
     target_tag: str
     api_key: str
     history: History = field(default_factory=History)
+    attempts: Attempts = field(default_factory=Attempts)
     calls_recorded: int = 0
 
 
@@ -155,7 +158,7 @@ class Session:
     @property
     def counters(self) -> Mapping[str, int]:
         """`calls`, `overridden_sampling`, `tool_choice_unmet`, `refused`, `engine_errors`,
-        `disconnected`, `ended_in_flight`; only those that happened."""
+        `disconnected`, `ended_in_flight`, `answered_again`; only those that happened."""
         with self._lock:
             return dict(self._counters)
 
@@ -196,7 +199,7 @@ class Session:
             self._check_open()
             agent = self._agents.get((agent_name, target_tag))
             if agent is None:
-                key = f"sk-astuner-{secrets.token_urlsafe(24)}"
+                key = f"{KEY_PREFIX}{secrets.token_urlsafe(24)}"
                 agent = AgentKey(self, agent_name, target_tag, key)
                 self._agents[agent_name, target_tag] = agent
                 self.server.sessions.remember(agent)
@@ -362,5 +365,5 @@ def _too_many_calls(agent: AgentKey, limit: int) -> RequestError:
 def _unknown_key(api_key: str | None) -> str:
     way_out = "Use `.base_url` and `.api_key` of tuner.as_oai_baseurl_apikey(...)."
     if not api_key:
-        return f"No API key in the request (`Authorization: Bearer` or `api-key`). {way_out}"
+        return f"No API key in the request (`Authorization: Bearer` or `x-api-key`). {way_out}"
     return f"Incorrect API key: {api_key[:14]}... belongs to no episode of this run. {way_out}"

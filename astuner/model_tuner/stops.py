@@ -31,10 +31,11 @@ class StopStrings:
         tail = self._codec.decode(ids[-self._window :], skip_special=False)
         return any(stop in tail for stop in self._stops)
 
-    def cut(self, text: str) -> tuple[str, bool]:
-        """`text` up to the first stop string, and whether there was one."""
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        return (text[: min(found)], True) if found else (text, False)
+    def cut(self, text: str) -> tuple[str, str | None]:
+        """`text` up to the first stop string, and which that was."""
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        at, stop = min(found, default=(len(text), None))
+        return text[:at], stop
 
     @property
     def hold_back(self) -> int:

@@ -1,5 +1,7 @@
 """OpenAI's request and error JSON: what a client may ask for, and how it is refused.
 
+The other dialects have requests of their own (`dialects/`), parsed by the same rules.
+
 A field that would change the sampled distribution is honoured or refused with a
 400 that names it, never ignored. Fields that only label or route a request are
 accepted. Any model name is accepted too: the key says who is asking, and
@@ -8,8 +10,9 @@ frameworks look names up in tables of their own. Nothing here samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -77,14 +80,29 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """vLLM's: every chunk of a chat answer tells the usage so far."""
 
 
-class SamplingFields(BaseModel):
-    """What /chat/completions and /completions have in common."""
+class Asked(BaseModel):
+    """A request of any dialect: its fields, and what becomes of those it does not have."""
 
     model_config = ConfigDict(extra="allow")
 
+    harmless: ClassVar[frozenset[str]] = frozenset()
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    way_out: ClassVar[Mapping[str, str]] = {}
+
     model: str = ""
+
+
+class SamplingFields(Asked):
+    """What /chat/completions and /completions have in common."""
+
+    harmless = HARMLESS
+    neutral = NEUTRAL
+    way_out = WAY_OUT
+
     temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
@@ -101,6 +119,11 @@ class SamplingFields(BaseModel):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        options = self.stream_options
+        return options is not None and options.include_usage and options.continuous_usage_stats
 
 
 class ChatRequest(SamplingFields):
@@ -121,7 +144,7 @@ class CompletionRequest(SamplingFields):
     logprobs: int | None = Field(None, ge=0, le=20)
 
 
-R = TypeVar("R", bound=SamplingFields)
+R = TypeVar("R", bound=Asked)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -154,14 +177,14 @@ def parse_request(kind: type[R], data: Mapping[str, Any]) -> R:
             param=param or None,
         ) from error
     for name, value in (request.model_extra or {}).items():
-        if name not in HARMLESS and value not in NEUTRAL.get(name, ()):
-            raise _unsupported(name, value)
+        if name not in kind.harmless and value not in kind.neutral.get(name, ()):
+            raise _unsupported(kind, name, value)
     return request
 
 
-def _unsupported(name: str, value: Any) -> RequestError:
-    known = name in NEUTRAL or name in WAY_OUT
-    hint = WAY_OUT.get(name, "Leave it out.")
+def _unsupported(kind: type[Asked], name: str, value: Any) -> RequestError:
+    known = name in kind.neutral or name in kind.way_out
+    hint = kind.way_out.get(name, "Leave it out.")
     what = "cannot be honoured" if known else "is not a parameter this server knows"
     return RequestError(
         f"{name}={_short(value)} {what}. {hint}",
@@ -203,8 +226,19 @@ def status_of(error: AstunerError) -> tuple[int, str]:
 
 def retry_header(status: int, code: str) -> list[tuple[bytes, bytes]]:
     """`x-should-retry: false`, which the openai SDK obeys, where a retry is pointless."""
-    hopeless = status < 500 or code in {"engine_closed", "engine_timeout"}
+    hopeless = (status < 500 and status != 409) or code in {"engine_closed", "engine_timeout"}
     return [(b"x-should-retry", b"false")] if hopeless else []
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorShape:
+    """How a dialect tells errors."""
+
+    body: Callable[[str, int, str | None, str | None], dict[str, Any]]
+    """From message, status, code and param to the JSON of a refused request."""
+    event: Callable[[dict[str, Any], int], tuple[str | None, dict[str, Any]]]
+    """From that body and the number of events sent so far to the name and data of the last
+    event of a broken stream."""
 
 
 def error_json(
@@ -215,3 +249,6 @@ def error_json(
         status, "invalid_request_error" if status < 500 else "server_error"
     )
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+OPENAI_ERRORS = ErrorShape(body=error_json, event=lambda body, _: (None, body))
