@@ -128,9 +128,7 @@ class RolloutServer:
     def close(self) -> None:
         self._model.close()
 
-    async def _read(
-        self, prompt_ids: Sequence[int], params: SamplingParams, reply: Reply
-    ) -> None:
+    async def _read(self, prompt_ids: Sequence[int], params: SamplingParams, reply: Reply) -> None:
         async with aclosing(self._model.stream(prompt_ids, params)) as chunks:
             async for chunk in chunks:
                 reply.token_ids += chunk.token_ids
