@@ -55,6 +55,7 @@ class VerlEngine:
         self.max_context = max_context
         self.version = 0
         """The newest weights that were seen to answer."""
+        self.answers = 0
         self._client = client
         self._loop = loop
         self._seeded = seeded
@@ -71,6 +72,7 @@ class VerlEngine:
         output = await self._ask(list(prompt_ids), self._wire(params, limit), params.session)
         oldest, newest = check(output, limit)
         self.version = max(self.version, newest)
+        self.answers += 1
         self._on_answer()
         for chunk in chunks(output, params, limit, oldest, newest):
             yield chunk

@@ -1,0 +1,313 @@
+"""What runs in one AgentLoopWorker process of verl: our proxy, runner and rollout.
+
+verl asks for the sessions of a prompt one by one; the first to come starts the whole group
+(or validation task), all of them wait for it, and each gets its own episode's rows. So
+groups are judged here as the local trainer does: one from which nothing can be learnt is
+dropped. verl replaces a prompt when a session of it raises and none left a row, so the
+first session raises `GroupDropped` and its siblings return nothing; a failed episode of a
+kept group returns nothing. What is no single group's trouble ends the run through
+`files.give_up`. No verl in here: it is met in `agent_loop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal
+
+from astuner.algorithm.assign import credit
+from astuner.backbone.assembly import (
+    UserParts,
+    Workbench,
+    open_server,
+    rollout_settings,
+    workbench,
+)
+from astuner.backbone.verl.engine import Client, VerlEngine
+from astuner.backbone.verl.files import (
+    GroupRecord,
+    JobFile,
+    give_up,
+    read_job,
+    sign_of_life,
+    spool_group,
+)
+from astuner.backbone.verl.outputs import (
+    ESTIMATOR,
+    Row,
+    advantage_rows,
+    masked_row,
+    reward_rows,
+    validation_rows,
+)
+from astuner.chat import load_codec
+from astuner.config.schema import AstunerConfig
+from astuner.errors import AstunerError
+from astuner.task_rollout import Place, RolloutSettings, Watchdog
+from astuner.trainer import TrainSettings
+from astuner.trainer.batch import (
+    FAILED,
+    NO_VARIANCE,
+    SINGLE_SURVIVOR,
+    why_skipped,
+    with_checked_rewards,
+)
+from astuner.types import Episode, Group
+
+UNSEEDED = ("vllm", "sglang", "trtllm")
+"""Rollout engines that are not given a seed for each call (see `VerlEngine`)."""
+WATCHDOG_SECONDS = 60.0
+
+
+class GroupDropped(AstunerError):
+    """Tells verl to replace a group; nobody's mistake."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One session of one row of `dataset`, as verl asks for it."""
+
+    uid: str
+    session: int
+    split: str
+    index: int
+    """Of the task in its split."""
+    position: int
+    """Of the row in the data."""
+    step: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row."""
+
+    rows: Sequence[list[Row]]
+    """Of each session."""
+    dropped: str = ""
+    """Why verl should replace it."""
+
+
+@dataclass
+class _Shared:
+    """A row's outcome, until all of its sessions have it."""
+
+    task: asyncio.Task[Outcome]
+    sessions: int
+
+
+class Worker:
+    """Runs groups for verl; all methods belong to one event loop."""
+
+    def __init__(
+        self, folder: Path, job: JobFile, bench: Workbench, engine: VerlEngine, verl: Any
+    ) -> None:
+        """`verl` is verl's whole configuration."""
+        config = job.config
+        self._folder = folder
+        self._job = job
+        self._bench = bench
+        self._engine = engine
+        self._settings = TrainSettings.from_config(config, steps_per_epoch=1)
+        self._own_advantages = verl.algorithm.adv_estimator == ESTIMATOR
+        workers = verl.actor_rollout_ref.rollout.agent.num_workers
+        self._replaceable = self._settings.max_refill_rounds * ceil(
+            config.data.train_batch_size / workers
+        )
+        """Groups without variance that a step may replace here (dynamic sampling)."""
+        self._replaced: Counter[int] = Counter()
+        self._shared: dict[str, _Shared] = {}
+
+    async def session(self, asked: Asked) -> list[Row]:
+        """The rows of one episode.
+
+        Raises GroupDropped, and what ended the run, in the first session only: one report
+        is enough for verl and for its log.
+        """
+        shared = self._shared.get(asked.uid) or self._start(asked)
+        shared.sessions -= 1
+        if not shared.sessions:
+            self._shared.pop(asked.uid, None)
+        await asyncio.wait({shared.task})
+        error = shared.task.exception()
+        if error is not None:
+            if asked.session == 0:
+                raise error
+            return []
+        outcome = shared.task.result()
+        if outcome.dropped and asked.session == 0:
+            raise GroupDropped(outcome.dropped)
+        return outcome.rows[asked.session]
+
+    def _start(self, asked: Asked) -> _Shared:
+        work = self._validate(asked) if asked.split != "train" else self._train(asked)
+        task = asyncio.create_task(work, name=f"group of row {asked.position}")
+        task.add_done_callback(self._ended)
+        settings = self._bench.rollout.settings
+        sessions = settings.num_repeat if asked.split == "train" else settings.val_num_repeat
+        self._shared[asked.uid] = shared = _Shared(task, sessions)
+        return shared
+
+    def _ended(self, task: asyncio.Task[Outcome]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            give_up(self._folder, error)
+
+    # ---------------------------------------------------------------- training
+
+    async def _train(self, asked: Asked) -> Outcome:
+        step, place = divmod(asked.position, self._job.config.data.train_batch_size)
+        task = self._job.tasks.train[asked.index]
+        # As local counts them: from 1. The row alone decides, so a resume repeats ids and seeds.
+        group = await self._bench.rollout.group(task, Place(step + 1, place))
+        group = with_checked_rewards(group)
+        dropped = self._why_dropped(group, asked.step)
+        await self._spool(asked.step, "train", group.group_id, group.episodes, not dropped)
+        if dropped:
+            return Outcome([[] for _ in group.episodes], _told(group, dropped))
+        return Outcome(self._rows(group))
+
+    def _why_dropped(self, group: Group, step: int) -> str | None:
+        [reason] = why_skipped([group], self._settings)
+        if reason == NO_VARIANCE:
+            return NO_VARIANCE if self._may_replace(step) else None
+        alone = len(group.usable) == 1 < len(group.episodes)
+        if reason is None and alone and not self._own_advantages:
+            return SINGLE_SURVIVOR  # verl's GRPO takes the bare reward for its advantage
+        return reason
+
+    def _may_replace(self, step: int) -> bool:
+        """With dynamic sampling, as long as the step has replaced few enough."""
+        if not self._settings.dynamic_sampling or self._replaced[step] >= self._replaceable:
+            return False
+        self._replaced[step] += 1
+        return True
+
+    def _rows(self, group: Group) -> list[list[Row]]:
+        usable = {e.episode_id for e in group.usable}
+        if not self._own_advantages:
+            return [reward_rows(e) if e.episode_id in usable else [] for e in group.episodes]
+        [samples] = credit([group], self._settings.estimator)
+        aggregation = self._job.config.trainer_common.algorithm.loss_agg_mode
+        return [
+            advantage_rows(e, [s for s in samples if s.episode_id == e.episode_id], aggregation)
+            for e in group.episodes
+        ]
+
+    # ---------------------------------------------------------------- validation
+
+    async def _validate(self, asked: Asked) -> Outcome:
+        """Nothing is dropped: failed episodes are worth 0."""
+        version = self._engine.version
+        if asked.split != "validation":  # there is no task
+            return Outcome(
+                [[masked_row(version, {})]] * self._bench.rollout.settings.val_num_repeat
+            )
+        task = self._job.tasks.validation[asked.index]
+        episodes = await self._bench.rollout.validate(task, asked.step, asked.index)
+        await self._spool(asked.step, "validation", episodes[0].group_id, episodes, True)
+        return Outcome([validation_rows(e, version) for e in episodes])
+
+    async def _spool(
+        self,
+        step: int,
+        split: Literal["train", "validation"],
+        group_id: str,
+        episodes: Sequence[Episode],
+        kept: bool,
+    ) -> None:
+        counters = self._bench.rollout.take_counters()
+        record = GroupRecord(step, split, group_id, tuple(episodes), kept, counters)
+        await asyncio.to_thread(spool_group, self._folder, record)
+
+
+def _told(group: Group, reason: str) -> str:
+    """For verl's log."""
+    failures = [e.failure for e in group.episodes if e.failure is not None]
+    said = f"{len(failures)} of {len(group.episodes)} episodes failed"
+    if failures and reason in (FAILED, SINGLE_SURVIVOR):
+        said += f", the first: {failures[0].message}"
+    return f"Group {group.group_id} is replaced ({reason}): {said}"
+
+
+# ---------------------------------------------------------------- opening
+
+
+def open_worker(
+    folder: Path,
+    verl: Any,
+    client: Client,
+    tokenizer: Any,
+    loop: asyncio.AbstractEventLoop,
+    stack: ExitStack,
+) -> Worker:
+    """Read the job and start the proxy, to be closed by `stack`. Blocks for a while.
+
+    `loop` is the one that `client` lives on. Raises AstunerError.
+    """
+    job = read_job(folder)
+    config, rollout = job.config, verl.actor_rollout_ref.rollout
+    codec = load_codec(
+        tokenizer,
+        renderer=config.model.renderer,
+        template_kwargs=config.model.template_kwargs,
+        model_name=config.model.path,
+    )
+    engine = VerlEngine(
+        client,
+        loop,
+        max_context=rollout.max_model_len or rollout.prompt_length + rollout.response_length,
+        seeded=rollout.name not in UNSEEDED,
+        on_answer=partial(sign_of_life, folder, "a call was answered"),
+    )
+
+    def ended(episode: Episode) -> None:
+        sign_of_life(folder, f"episode {episode.episode_id} ended")
+
+    bench = stack.enter_context(
+        workbench(
+            config,
+            UserParts(job.workflow, job.judge, job.tasks),
+            open_server(config, engine, codec),
+            version=lambda: engine.version,
+            on_episode=ended,
+            settings=share(config, rollout),
+        )
+    )
+    stack.enter_context(
+        Watchdog(lambda: bench.runner.live, lambda: engine.answers, after=WATCHDOG_SECONDS)
+    )
+    return Worker(folder, job, bench, engine, verl)
+
+
+def share(config: AstunerConfig, rollout: Any) -> RolloutSettings:
+    """One worker's share of the limits. Group size and sampling are those of verl's own
+    configuration (`rollout`), which a raw override may have changed, and which training
+    divides its logits by."""
+    whole, workers = rollout_settings(config), rollout.agent.num_workers
+    val = rollout.val_kwargs
+    limit = whole.fail_fast_groups
+    return replace(
+        whole,
+        sampling=replace(
+            whole.sampling,
+            temperature=float(rollout.temperature),
+            top_p=float(rollout.top_p),
+            top_k=max(0, int(rollout.top_k)),
+        ),
+        val_sampling=replace(
+            whole.val_sampling,
+            temperature=float(val.temperature),
+            top_p=float(val.top_p),
+            top_k=max(0, int(val.top_k)),
+        ),
+        num_repeat=int(rollout.n),
+        val_num_repeat=int(val.n),
+        max_env_worker=ceil(whole.max_env_worker / workers),
+        # One failing task alone must not end a run, however many workers there are.
+        fail_fast_groups=min(limit, max(2, ceil(limit / workers))),
+    )
