@@ -165,6 +165,9 @@ class Sample:
     """Per-token weight in the loss sum (see `algorithm.aggregation`); set by the trainer."""
     proximal_logprobs: NDArray[np.float32] | None = None
     """Logprobs under the weights at the start of the step, for decoupled PPO; optional."""
+    target_ids: TokenIds | None = None
+    """What is scored at each position, given the `token_ids` before it, where that is not
+    `token_ids` itself; only samples that come from outside have it."""
 
     @property
     def num_trained(self) -> int:

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from astuner.engine.embedded.masters import Masters
-from astuner.engine.embedded.weights import Weights, peft_name
+from astuner.engine.embedded.peft_format import ADAPTER, peft_name
+from astuner.engine.embedded.weights import Weights
 from astuner.errors import CheckpointError
 
-ADAPTER = "adapter_model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 _FAILURES = (OSError, SafetensorError)
 

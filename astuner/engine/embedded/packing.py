@@ -100,7 +100,8 @@ class _RowBuilder:
         trained = np.flatnonzero(sample.loss_mask)
         self._samples.append(index)
         self._sources.append(self._path[trained - 1])
-        self._targets.append(sample.token_ids[trained].astype(np.int64))
+        targets = sample.token_ids if sample.target_ids is None else sample.target_ids
+        self._targets.append(targets[trained].astype(np.int64))
 
     def build(self) -> Row:
         ends_T = np.full(self.size, self.size, np.int64)

@@ -139,7 +139,7 @@ def test_adapter_gradients_are_peft_s(folder: Path, family: str, tmp_path: Path)
     )
     reference = unpacked_gradients(plain, samples, spec, policy_gradient)
     renamed = {
-        n.removeprefix("base_model.model.").replace(".default.", ".trained."): g
+        n.removeprefix("base_model.model.").replace(".default.", "."): g
         for n, g in reference.items()
     }
     difference, size = norm_of_difference(mine.masters.gradients(), renamed)

@@ -104,7 +104,7 @@ def test_the_seed_decides_the_adapter(folder: Path) -> None:
 
 def test_target_modules_by_name(folder: Path) -> None:
     weights = load_tiny(folder, lora=LoraSpec(rank=2, alpha=2, target_modules="q_proj, v_proj"))
-    names = {n.split(".")[-4] for n in weights.states.trained()}
+    names = {n.split(".")[-3] for n in weights.states.trained()}
     assert names == {"q_proj", "v_proj"}
     with pytest.raises(ModelError, match=r"target_modules does not fit .*nonsense"):
         load_tiny(folder, lora=LoraSpec(target_modules="nonsense"))
