@@ -18,7 +18,7 @@ from astuner.engine.embedded.received import open_received, read_weights, write_
 from astuner.engine.protocol import AdamParams, SamplingParams, generate
 from astuner.errors import EngineError
 
-from .tiny import prompt
+from .tiny import prompt, tiny_model
 from .tiny_training import save_tiny
 
 pytestmark = pytest.mark.timeout(60)
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def follower(folder: Path) -> Iterator[EmbeddedModel]:
-    model = open_received(folder, dtype="float32", max_context=128)
+    model = open_received(folder, dtype="float32")
     yield model
     model.close()
 
@@ -63,7 +63,7 @@ async def test_received_weights_sample_like_a_model_that_was_loaded_with_them(
     write_weights(tmp_path / "w", other_weights(folder).items(), version=5)
     assert await follower.load(tmp_path / "w", optimizer=False) == 5
     after = await generate(follower, ids, PARAMS)
-    fresh = open_received(save_other(folder, tmp_path / "o"), dtype="float32", max_context=128)
+    fresh = open_received(save_other(folder, tmp_path / "o"), dtype="float32")
     expected = await generate(fresh, ids, PARAMS)
     fresh.close()
     assert after.token_ids.tolist() == expected.token_ids.tolist()
@@ -73,22 +73,35 @@ async def test_received_weights_sample_like_a_model_that_was_loaded_with_them(
     assert after.prefill_cached == 0
 
 
-async def test_tied_weights_may_come_under_either_name(follower: EmbeddedModel, folder: Path) -> None:
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.weight"])
+async def test_tied_weights_may_come_under_either_name(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    tiny_model("llama", tie_word_embeddings=True).save_pretrained(folder)
     tensors = other_weights(folder)
-    assert "lm_head.weight" in tensors
-    tied = {n: t for n, t in tensors.items() if n != "lm_head.weight"}
-    place = folder / "w"
-    write_weights(place, tied.items(), version=1)
-    if _is_tied(folder):
-        assert await follower.load(place, optimizer=False) == 1
-    else:
-        with pytest.raises(EngineError, match="1 missing, e.g. lm_head.weight"):
-            await follower.load(place, optimizer=False)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    both = await logprobs_with(folder, tensors, tmp_path / "both")
+    one = {n: t for n, t in tensors.items() if n == name or tensors[name] is not t}
+    assert len(one) == len(tensors) - 1
+    assert await logprobs_with(folder, one, tmp_path / "one") == both
 
 
-def _is_tied(folder: Path) -> bool:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    return bool(model.config.tie_word_embeddings)
+async def test_untied_weights_must_both_come(follower: EmbeddedModel, folder: Path) -> None:
+    tensors = other_weights(folder)
+    del tensors["lm_head.weight"]
+    write_weights(folder / "w", tensors.items(), version=1)
+    with pytest.raises(EngineError, match="1 missing, e.g. lm_head"):
+        await follower.load(folder / "w", optimizer=False)
+
+
+async def logprobs_with(folder: Path, tensors: dict[str, torch.Tensor], place: Path) -> list[float]:
+    model = open_received(folder, dtype="float32")
+    write_weights(place, tensors.items(), version=1)
+    try:
+        await model.load(place, optimizer=False)
+        return (await generate(model, prompt(3, 40), PARAMS)).logprobs.tolist()
+    finally:
+        model.close()
 
 
 async def test_weights_that_do_not_fit_leave_the_old_ones(
@@ -114,13 +127,13 @@ async def test_a_running_reply_goes_on_under_the_new_version(
 ) -> None:
     write_weights(tmp_path / "w", other_weights(folder).items(), version=2)
     versions: list[int] = []
-    stream = follower.stream(prompt(2, 8), SamplingParams(max_tokens=100, seed=1))
+    stream = follower.stream(prompt(2, 8), SamplingParams(max_tokens=1000, seed=1))
     async with aclosing(stream), asyncio.timeout(30):
         async for chunk in stream:
             versions += [chunk.weight_version] * len(chunk.token_ids)
-            if len(versions) == 1:
+            if follower.version == 0:
                 await follower.load(tmp_path / "w", optimizer=False)
-    assert len(versions) == 100
+    assert len(versions) == 504  # to the end of the context
     assert versions[0] == 0 and versions[-1] == 2 and versions == sorted(versions)
 
 
