@@ -14,6 +14,8 @@ from astuner.config.keys import full, get, keys
 from astuner.config.loaded import LoadedConfig
 from astuner.config.readers import why_unread
 
+NOT_USED = "not used"
+
 
 @dataclass(frozen=True, slots=True)
 class ExplainRow:
@@ -36,8 +38,8 @@ def explain(
     """A row for every key of the schema, in its order.
 
     `translate` maps a key (without the root) to what it becomes in the backbone's own
-    configuration; an empty text says that the backbone does not use it. Keys it does not
-    name are read as they are.
+    configuration; an empty text, or one that begins with "not used", says that the backbone
+    does not use it. Keys it does not name are read as they are.
     """
     translate = translate or {}
     return [
@@ -50,11 +52,12 @@ def _row(loaded: LoadedConfig, name: str, becomes: str, backbone: str, doc: str)
     why = why_unread(loaded.config, name, backbone)
     if why is None and not becomes:
         why = f"the backbone {backbone} has nothing like it"
+    unused = why is not None or becomes.startswith(NOT_USED)
     return ExplainRow(
         key=full(name),
         value=get(loaded.config, name),
         origin=str(loaded.origins[name]),
-        becomes=becomes if why is None else f"not used ({why})",
-        used=why is None,
+        becomes=becomes if why is None else f"{NOT_USED} ({why})",
+        used=not unused,
         doc=doc,
     )

