@@ -1,9 +1,14 @@
 """What the launcher and verl's processes tell each other: files in one folder of the run.
 
     job.pkl            in:  configuration, workflow, judge and tasks, for every worker
+    settings.json      in:  verl's own configuration, as flat keys
     spool/*.group      out: groups that have ended, each read once
     signs/HOST-PID     out: what a process did last; a hang is their silence
+    stage.json         out: where verl's trainer is
+    metrics.jsonl      out: verl's own metrics, by its file logger
     gave_up.pkl        out: why nothing more can come of the run
+    stop               in:  exists once the user wants the run to end after its step
+    verl.log           all that verl's processes print
 
 Everything is written under a temporary name and renamed, so that a reader sees whole
 files only, on a file system that several machines share too. Nothing here knows Ray or
@@ -39,6 +44,8 @@ from astuner.types import Episode, Task, WorkflowOutput
 
 FOLDER_VARIABLE = "ASTUNER_VERL_FOLDER"
 JOB, SPOOL, SIGNS, GAVE_UP = "job.pkl", "spool", "signs", "gave_up.pkl"
+SETTINGS, STAGE, METRICS, STOP = "settings.json", "stage.json", "metrics.jsonl", "stop"
+LOG, STACKS = "verl.log", "stacks"
 SECONDS_BETWEEN_SIGNS = 1.0
 
 
@@ -123,7 +130,7 @@ _number = count()
 def spool_group(folder: Path, record: GroupRecord) -> None:
     """Hand a group to the launcher. Raises OSError when the disk is full."""
     plain = replace(record, episodes=tuple(_plain(e) for e in record.episodes))
-    name = f"{time.time_ns():020d}-{_process()}-{next(_number)}.group"
+    name = f"{time.time_ns():020d}-{this_process()}-{next(_number)}.group"
     _write(folder / SPOOL / name, _cloudpickle().dumps(plain))
 
 
@@ -173,7 +180,7 @@ def sign_of_life(folder: Path, what: str) -> None:
     if now - _last_sign < SECONDS_BETWEEN_SIGNS:
         return
     _last_sign = now
-    _write(folder / SIGNS / _process(), json.dumps([time.time(), what]).encode())
+    _write(folder / SIGNS / this_process(), json.dumps([time.time(), what]).encode())
 
 
 def last_sign(folder: Path) -> tuple[float, str]:
@@ -185,6 +192,27 @@ def last_sign(folder: Path) -> tuple[float, str]:
 def _read_sign(path: Path) -> tuple[float, str]:
     at, what = json.loads(path.read_text())
     return float(at), str(what)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the trainer is: a stage of `tracking.display`, or words for the start."""
+
+    name: str
+    step: int = 0
+    total: int = 0
+
+
+def write_stage(folder: Path, stage: Stage) -> None:
+    _write(folder / STAGE, json.dumps([stage.name, stage.step, stage.total]).encode())
+
+
+def read_stage(folder: Path) -> Stage | None:
+    """None before the trainer's process runs."""
+    try:
+        return Stage(*json.loads((folder / STAGE).read_text()))
+    except FileNotFoundError:
+        return None
 
 
 # ---------------------------------------------------------------- giving up
@@ -220,13 +248,18 @@ def _told(error: BaseException) -> AstunerError:
 
 def clear(folder: Path) -> None:
     """Forget what an earlier attempt left in the folder."""
-    for name in (SPOOL, SIGNS):
+    for name in (SPOOL, SIGNS, STACKS):
         shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / GAVE_UP).unlink(missing_ok=True)
+    for name in (GAVE_UP, STAGE, METRICS, STOP):
+        (folder / name).unlink(missing_ok=True)
 
 
-def _process() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
+def this_host() -> str:
+    return socket.gethostname()
+
+
+def this_process() -> str:
+    return f"{this_host()}-{os.getpid()}"
 
 
 def _write(path: Path, content: bytes) -> None:
