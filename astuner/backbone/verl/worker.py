@@ -229,8 +229,10 @@ def _told(group: Group, reason: str) -> str:
     """For verl's log."""
     failures = [e.failure for e in group.episodes if e.failure is not None]
     said = f"{len(failures)} of {len(group.episodes)} episodes failed"
-    if failures and reason in (FAILED, SINGLE_SURVIVOR):
+    if failures:
         said += f", the first: {failures[0].message}"
+    elif reason == FAILED:
+        said = "no episode made an LLM call"
     return f"Group {group.group_id} is replaced ({reason}): {said}"
 
 
