@@ -42,6 +42,11 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conf", metavar="FILE", required=True, help="the YAML configuration")
     parser.add_argument("--backbone", metavar="B", help="local (default), debug, verl or trinity")
     parser.add_argument("--exp-dir", metavar="D", help="where run folders go (default: runs)")
+    parser.add_argument(
+        "--ray-address",
+        metavar="A",
+        help="a running Ray cluster for verl, e.g. auto or 10.0.0.1:6379 (default: start one)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override any key")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from astuner.config.load import LoadedConfig, check_complete, load_config
-from astuner.errors import DataError
+from astuner.errors import ConfigError, DataError
 
 INTERRUPTED = 130
 
@@ -30,12 +31,16 @@ def tune(args: argparse.Namespace) -> int:
 
 
 def explain(args: argparse.Namespace) -> int:
-    """Print every key with its value, origin and meaning for the backbone."""
+    """Print every key with its value, origin and meaning for the backbone. What would keep
+    the run from starting is printed too, and makes the exit code that of ConfigError."""
+    from astuner.backbone.translation import translation_of
     from astuner.config.explain import explain as rows_of
 
     loaded = _load(args)
     backbone = loaded.config.backbone
-    rows = [r for r in rows_of(loaded, backbone) if not (args.set_only and r.origin == "default")]
+    told = translation_of(loaded.config, backbone)
+    rows = rows_of(loaded, backbone, told.becomes)
+    rows = [row for row in rows if not (args.set_only and row.origin == "default")]
     width = max((len(row.key) for row in rows), default=0)
     console = Console()
     console.print(Text(f"backbone {backbone}: key = value  [origin] what becomes of it", "bold"))
@@ -43,7 +48,15 @@ def explain(args: argparse.Namespace) -> int:
         line = Text.assemble(f"{row.key:<{width}} = ", (repr(row.value), "cyan"))
         line.append(f"  [{row.origin}] {row.becomes}", "dim")
         console.print(line, style="" if row.used else "dim", soft_wrap=True)
-    return 0
+    if told.always and not args.set_only:
+        console.print(Text(f"set for {backbone} in any case", "bold"))
+        for key, value in told.always.items():
+            console.print(Text.assemble(f"{key} = ", (repr(value), "cyan")), soft_wrap=True)
+    for note in told.notes:
+        console.print(Text(f"note: {note}"), soft_wrap=True)
+    for problem in told.problems:
+        print(f"astuner: {problem}", file=sys.stderr)
+    return ConfigError.exit_code if told.problems else 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -95,9 +108,10 @@ def _ask() -> str:
 
 
 def _load(args: argparse.Namespace) -> LoadedConfig:
-    return load_config(
-        args.conf, args.overrides, backbone=args.backbone, experiment_dir=args.exp_dir
-    )
+    overrides = list(args.overrides)
+    if args.ray_address is not None:
+        overrides.append(f"trainer_common.ray_address={args.ray_address}")
+    return load_config(args.conf, overrides, backbone=args.backbone, experiment_dir=args.exp_dir)
 
 
 def _log_to_console() -> None:

@@ -60,7 +60,8 @@ class AstunerJob:
         experiment_name: str = "astuner_job",
         experiment_dir: str | Path = "runs",
     ) -> None:
-        """`n_gpu` 0 is the CPU, 1 one GPU, None whatever this machine has."""
+        """`n_gpu` 0 is the CPU, 1 one GPU, None whatever this machine has. The backbone verl
+        takes more of them, on each machine; there None is 8, or the CPU where no GPU is."""
         self.config = cast(AstunerConfig, OmegaConf.structured(AstunerConfig))
         self.config.backbone = backbone
         self.config.model.path = str(model)
@@ -76,6 +77,8 @@ class AstunerJob:
     def _set_devices(self, backbone: str, n_gpu: int | None) -> None:
         if backbone in ("verl", "trinity"):
             if n_gpu is not None:
+                self.config.trainer_common.device = "cuda" if n_gpu else "cpu"
+            if n_gpu:
                 self.config.trainer_common.n_gpus_per_node = n_gpu
             return
         if n_gpu is not None and n_gpu > 1:

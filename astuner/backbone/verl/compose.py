@@ -13,6 +13,7 @@ import difflib
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from io import StringIO
 from typing import Any, cast
 
@@ -24,7 +25,9 @@ from astuner.errors import ConfigError, MissingDependency
 
 OPEN = ("ray_kwargs.ray_init",)
 """Handed on as keyword arguments, whatever their names."""
-NEAR = 0.6
+PACKAGES = ("vllm", "sglang")
+"""Engines that are packages of the same name."""
+NEAR = 0.7
 """How alike two names must be (0..1, difflib) to be offered as a correction."""
 
 
@@ -72,13 +75,13 @@ def _validate(config: DictConfig) -> None:
         validate_config,
     )
 
+    engine = config.actor_rollout_ref.rollout.name
+    if engine in PACKAGES and find_spec(engine) is None:
+        raise MissingDependency(engine, "verl", f"verl's rollout engine {engine!r}")
     try:
         with redirect_stdout(StringIO()):
             validate_config(config, need_reference_policy(config), need_critic(config))
             omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
-    except ModuleNotFoundError as error:
-        engine = config.actor_rollout_ref.rollout.name
-        raise MissingDependency(str(error.name), "verl", f"verl's engine {engine!r}") from error
     except (AssertionError, ValueError, TypeError, OmegaConfBaseException, HydraException) as error:
         reason = error.__cause__ or error  # hydra wraps what verl's dataclasses raise
         raise ConfigError(f"verl refuses this configuration: {reason}") from error

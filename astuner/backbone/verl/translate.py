@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from astuner.backbone.translation import Translation
 from astuner.backbone.verl import sections
 from astuner.backbone.verl.limits import assumed, check, notes, problems
 from astuner.backbone.verl.sections import ACTOR, MODEL, REF, ROLLOUT, Device, Facts, Settings
 from astuner.config.keys import keys
 from astuner.config.schema import AstunerConfig
 
-__all__ = ["Facts", "becomes", "check", "notes", "overridden", "to_verl", "wanted_device"]
+__all__ = [
+    "Facts",
+    "becomes",
+    "check",
+    "overridden",
+    "raw",
+    "to_verl",
+    "translation",
+    "wanted_device",
+    "warnings",
+]
 
 raw, wanted_device = sections.raw, sections.wanted_device
 
@@ -224,19 +234,6 @@ def overridden(config: AstunerConfig, device: Device | None = None) -> dict[str,
 # ---------------------------------------------------------------- in words
 
 
-@dataclass(frozen=True)
-class Translation:
-    """All that `astuner explain --backbone verl` has to say."""
-
-    becomes: Mapping[str, str]
-    """A row's last column, for every key of the schema; "" where verl has nothing like it."""
-    always: Mapping[str, Any]
-    """verl keys that astuner sets whatever the configuration says."""
-    notes: tuple[str, ...]
-    problems: tuple[str, ...]
-    """What would keep the run from starting."""
-
-
 def translation(config: AstunerConfig) -> Translation:
     """The translation for the device that the configuration names; for GPUs if it names none."""
     named = {key for of_key in BECOMES.values() for key in of_key}
@@ -244,7 +241,7 @@ def translation(config: AstunerConfig) -> Translation:
     return Translation(
         becomes(config),
         {key: value for key, value in everything.items() if key not in named},
-        (*notes(config), *_told(config)),
+        tuple(warnings(config)),
         tuple(f"`astuner.{key}` {message}" for key, message in problems(config)),
     )
 
@@ -280,12 +277,14 @@ def _pair(key: str, value: Any, replaced: Mapping[str, tuple[Any, Any]]) -> str:
     return shown
 
 
-def _told(config: AstunerConfig) -> list[str]:
-    """What the run says about raw settings."""
-    return [
+def warnings(config: AstunerConfig, device: Device | None = None) -> list[str]:
+    """What a run says before it starts: what verl does a little otherwise, and which of
+    astuner's settings are overridden."""
+    told = [
         f"`astuner.verl` sets {key}={json.dumps(theirs)} instead of {json.dumps(ours)}."
-        for key, (ours, theirs) in overridden(config).items()
+        for key, (ours, theirs) in overridden(config, device).items()
     ]
+    return [*notes(config, device), *told]
 
 
 def _shown(config: AstunerConfig, device: Device | None) -> Settings:
