@@ -111,6 +111,7 @@ def convert(gguf: Path, to: Path) -> None:
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
     _restore_digits(tokenizer)
+    _restore_settings(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, dtype=torch.bfloat16, **source, **_dense()
     )
@@ -137,6 +138,26 @@ def _restore_digits(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     )
+
+
+def _restore_settings(tokenizer: Any) -> None:
+    """Older transformers (verl's) read the GGUF's first special token as its last, decode
+    as for sentence pieces, and pass the reader's own settings on to the saved tokenizer."""
+    from tokenizers.decoders import ByteLevel
+
+    for setting in _OF_THE_READER:
+        tokenizer.init_kwargs.pop(setting, None)
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    tokenizer.unk_token = "<|endoftext|>"
+    tokenizer.backend_tokenizer.normalizer = None
+    tokenizer.backend_tokenizer.decoder = ByteLevel()
+
+
+_OF_THE_READER = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"),
+    *("model_type", "legacy", "add_prefix_space", "clean_up_tokenization_spaces"),
+)
 
 
 def _add_older_names(config_file: Path) -> None:

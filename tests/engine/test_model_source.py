@@ -274,9 +274,9 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    merges = ["Ġ Ġ"]
+    merges = ["Ġ Ġ", "ĠĠ Ġ"]  # older readers take a list of one for a text
     tokens = [*specials, *bytes_to_unicode().values()]
-    tokens[-1] = "ĠĠ"  # in the place of a byte that the test does not use
+    tokens[-2:] = ["ĠĠ", "ĠĠĠ"]  # in the places of bytes that the test does not use
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
