@@ -15,11 +15,10 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from astuner.backbone.verl.files import folder_of_process, gave_up, read_job
+from astuner.backbone.verl.sections import VALIDATION_FILES
 from astuner.task_reader import TaskOrder
 from astuner.types import Task
 
-TRAIN_FILES, VALIDATION_FILES = "astuner-train", "astuner-validation"
-"""What `data.train_files` and `data.val_files` must be: which split is wanted."""
 ENDLESS = 1_000_000_000
 NO_TASK = "none"
 """The split of the one row of an empty validation set, which verl cannot load."""

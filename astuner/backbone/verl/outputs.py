@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from astuner.types import Episode, Sample
 
-ESTIMATOR = "astuner"
-"""The advantage estimator that `plugin` registers with verl."""
 WEIGHED_BY_EPISODE = "episode-mean"
 """The one aggregation in which a row does not count for itself."""
 

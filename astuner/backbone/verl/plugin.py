@@ -14,7 +14,7 @@ from verl.trainer.ppo.core_algos import (  # pyright: ignore[reportMissingImport
     register_adv_est,
 )
 
-from astuner.backbone.verl.outputs import ESTIMATOR
+from astuner.backbone.verl.sections import ESTIMATOR
 
 
 @register_adv_est(ESTIMATOR)  # pyright: ignore[reportUntypedFunctionDecorator]

@@ -39,13 +39,13 @@ from astuner.backbone.verl.files import (
     spool_group,
 )
 from astuner.backbone.verl.outputs import (
-    ESTIMATOR,
     Row,
     advantage_rows,
     masked_row,
     reward_rows,
     validation_rows,
 )
+from astuner.backbone.verl.sections import ESTIMATOR
 from astuner.chat import load_codec
 from astuner.config.schema import AstunerConfig
 from astuner.errors import AstunerError
