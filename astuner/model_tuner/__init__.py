@@ -1,4 +1,4 @@
-"""The OpenAI-compatible proxy that records every call, and the in-process clients to it.
+"""The proxy that records every call, in OpenAI's and Anthropic's dialects, and its clients.
 
 `TunerServer` answers with an engine and a codec, `RelayServer` passes on to another
 endpoint; both open a `Session` for each episode, whose `ModelTuner` the workflow
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from astuner.model_tuner.relay import RelayServer
     from astuner.model_tuner.server import ProxyServer, TunerServer
     from astuner.model_tuner.session import Problem, Session, SessionSampling, SessionSpec
-    from astuner.model_tuner.tuner import ModelTuner, OpenAIEndpoint
+    from astuner.model_tuner.tuner import AnthropicEndpoint, ModelTuner, OpenAIEndpoint
 
 _HOME = {
+    "AnthropicEndpoint": "tuner",
     "ModelTuner": "tuner",
     "OpenAIEndpoint": "tuner",
     "Problem": "session",
@@ -29,6 +30,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AnthropicEndpoint",
     "ModelTuner",
     "OpenAIEndpoint",
     "Problem",

@@ -57,6 +57,12 @@ class ChatCompletions(Endpoint):
         else:
             await exchange.reply(response_json(self._serving, chat, answers))
 
+    def count(self, agent: AgentKey, data: dict[str, Any]) -> int:
+        """Tokens of the prompt that this request would have. Raises RequestError."""
+        request = parse_request(ChatRequest, data)
+        messages, use = normalise(request.messages), tool_use(request)
+        return len(build_prompt(self._codec, agent.history, messages, use.tools).ids)
+
     def _understand(self, agent: AgentKey, request: ChatRequest, data: dict[str, Any]) -> Chat:
         if request.top_logprobs and not request.logprobs:
             raise RequestError("top_logprobs needs logprobs=true.", param="top_logprobs")

@@ -67,6 +67,10 @@ class Exchange:
         """Server-sent events, for a request with `stream`."""
 
     @property
+    def connection(self) -> tuple[Scope, Receive, Send]:
+        return self._scope, self._receive, self._send
+
+    @property
     def events(self) -> Events:
         """Where chunks of OpenAI's chat and completions go."""
         return self.stream

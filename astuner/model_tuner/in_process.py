@@ -2,41 +2,57 @@
 
 Unlike httpx's ASGITransport it hands over the body as it is produced, so that
 streaming works, and closing a response early tells the app that the client left.
-httpx's timeouts do not apply; the proxy has a deadline of its own.
+httpx's timeouts do not apply; the proxy has a deadline of its own. SDKs that are built
+on httpx2, its successor, get answers of that library's classes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from types import ModuleType
+from typing import Any, Self
 
 import httpx
 from starlette.types import ASGIApp
 
 
-class InProcessTransport(httpx.AsyncBaseTransport):
-    """For `httpx.AsyncClient(transport=...)`."""
+class InProcessTransport:
+    """For `AsyncClient(transport=...)` of the library `http`: httpx or httpx2.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Of neither library's class, as one refuses what is of the other's."""
+
+    def __init__(self, app: ASGIApp, http: ModuleType = httpx) -> None:
         self._app = app
+        self._http = http
+        self._body: Any = type("_Stream", (_Body, http.AsyncByteStream), {})
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        connection = _Connection(await request.aread())
+        connection = _Connection(await request.aread(), self._http.RemoteProtocolError)
         connection.run(self._app, _scope(request))
         try:
             status, headers = await connection.started
         except asyncio.CancelledError:
             connection.leave()
             raise
-        return httpx.Response(status, headers=headers, stream=_Body(connection))
+        return self._http.Response(status, headers=headers, stream=self._body(connection))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return
+
+    async def aclose(self) -> None:
+        return
 
 
 class _Connection:
     """One request between the client's task and the app's."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, broken: Callable[[str], Exception]) -> None:
         self._body: bytes | None = body
+        self._broken = broken
         self._left = asyncio.Event()
         self.started: asyncio.Future[tuple[int, Any]] = asyncio.get_running_loop().create_future()
         self.chunks: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
@@ -71,7 +87,7 @@ class _Connection:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """The app returned, with or without a whole answer."""
-        broken = httpx.RemoteProtocolError("The proxy ended without an answer.")
+        broken = self._broken("The proxy ended without an answer.")
         if not task.cancelled():
             broken.__cause__ = task.exception()
         if not self.started.done():
@@ -79,7 +95,7 @@ class _Connection:
         self.chunks.put_nowait(broken)
 
 
-class _Body(httpx.AsyncByteStream):
+class _Body:
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
 

@@ -140,6 +140,8 @@ class RelayChat(Endpoint):
         body |= {"top_k": draw.top_k} if draw.top_k else {}
         body |= {"seed": draw.seed} if draw.seed is not None else {}
         body |= {"return_token_ids": True, "logprobs": True} if self._ask_token_ids else {}
+        if request.continuous_usage and not self._ask_token_ids:  # vLLM's, which others refuse
+            body["stream_options"] = {"include_usage": True}
         name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         asked = request.max_completion_tokens or request.max_tokens
         body[name] = min(asked or spec.sampling.max_tokens, spec.sampling.max_tokens)

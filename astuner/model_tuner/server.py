@@ -101,7 +101,8 @@ class TunerServer(ProxyServer):
         """`port` 0 takes a free one; `call_timeout` is in seconds."""
         sessions = SessionBook()
         serving = Serving(engine, codec, model_name, sessions, call_timeout)
-        app = build_app(ChatCompletions(serving), Completions(serving), sessions, model_name)
+        chat = ChatCompletions(serving)
+        app = build_app(chat, Completions(serving), sessions, model_name, chat.count)
         super().__init__(
             app,
             sessions,

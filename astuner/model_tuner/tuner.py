@@ -1,6 +1,6 @@
-"""What a workflow is handed: three ways to call the model that is being tuned.
+"""What a workflow is handed: the ways to call the model that is being tuned.
 
-A base URL with a key for any framework, the openai SDK's own client, and
+A base URL with a key for any framework, the openai and anthropic SDKs' own clients, and
 AgentScope's own model object. All of them lead to the same recorded calls; which
 agent is speaking, and whether it is trained, is in the key.
 """
@@ -8,11 +8,14 @@ agent is speaking, and whether it is trained, is in the key.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
+from astuner.errors import MissingDependency
 from astuner.model_tuner.session import Session
 
 if TYPE_CHECKING:
+    from anthropic import Anthropic, AsyncAnthropic
     from openai import AsyncOpenAI, OpenAI
 
 IN_PROCESS_URL = "http://astuner.in-process/v1"
@@ -25,6 +28,16 @@ class OpenAIEndpoint:
     """What an OpenAI-compatible client needs."""
 
     base_url: str
+    api_key: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnthropicEndpoint:
+    """What a client of Anthropic's Messages API needs."""
+
+    base_url: str
+    """Without /v1, which these clients add themselves."""
     api_key: str
     model: str
 
@@ -88,12 +101,68 @@ class ModelTuner:
         from astuner.model_tuner.in_process import InProcessTransport
 
         # The SDK takes httpx clients, though the type it names is its successor's.
-        client = httpx.AsyncClient(transport=InProcessTransport(self._session.server.app))
+        transport: Any = InProcessTransport(self._session.server.app)
+        client = httpx.AsyncClient(transport=transport)
         return openai.AsyncOpenAI(
             base_url=IN_PROCESS_URL,
             api_key=self._session.agent(agent_name, target_tag).api_key,
             max_retries=0,
             http_client=cast(Any, client),
+        )
+
+    def as_anthropic_baseurl_apikey(
+        self, agent_name: str = "default", target_tag: str = "default"
+    ) -> AnthropicEndpoint:
+        """`.base_url`, `.api_key` and `.model` for any client of Anthropic's Messages API."""
+        endpoint = self.as_oai_baseurl_apikey(agent_name, target_tag)
+        return AnthropicEndpoint(
+            endpoint.base_url.removesuffix("/v1"), endpoint.api_key, endpoint.model
+        )
+
+    @overload
+    def as_raw_anthropic_sdk_client(
+        self,
+        agent_name: str = "default",
+        target_tag: str = "default",
+        *,
+        sync: Literal[False] = False,
+    ) -> AsyncAnthropic: ...
+
+    @overload
+    def as_raw_anthropic_sdk_client(
+        self, agent_name: str = "default", target_tag: str = "default", *, sync: Literal[True]
+    ) -> Anthropic: ...
+
+    def as_raw_anthropic_sdk_client(
+        self, agent_name: str = "default", target_tag: str = "default", *, sync: bool = False
+    ) -> AsyncAnthropic | Anthropic:
+        """The anthropic SDK's client, as `as_raw_openai_sdk_client` gives the openai SDK's.
+        Raises MissingDependency without it."""
+        try:
+            import anthropic
+        except ModuleNotFoundError as error:
+            if error.name != "anthropic":
+                raise
+            why = "tuner.as_raw_anthropic_sdk_client()"
+            raise MissingDependency("anthropic", "anthropic", why) from error
+        if sync:
+            endpoint = self.as_anthropic_baseurl_apikey(agent_name, target_tag)
+            return anthropic.Anthropic(
+                base_url=endpoint.base_url,
+                api_key=endpoint.api_key,
+                max_retries=0,
+                timeout=self._session.server.call_timeout + GRACE_SECONDS,
+            )
+        from astuner.model_tuner.in_process import InProcessTransport
+
+        # The SDK insists on a client of the library it is built on: httpx, or its successor.
+        library = anthropic.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0]
+        transport: Any = InProcessTransport(self._session.server.app, import_module(library))
+        return anthropic.AsyncAnthropic(
+            base_url=IN_PROCESS_URL.removesuffix("/v1"),
+            api_key=self._session.agent(agent_name, target_tag).api_key,
+            max_retries=0,
+            http_client=anthropic.DefaultAsyncHttpxClient(transport=transport),
         )
 
     def as_agentscope_model(
