@@ -6,12 +6,18 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-fast lint docs install install-dev check-python clean
+# verl and Ray live in environments of their own, outside the checkout (scripts/named_env.py).
+IN_ENV = $(PYTHON) scripts/install.py --env
+NOT_HERE := not (verl or verl_vllm or gpu or slow)
+
+.PHONY: help quickstart test test-fast test-verl test-verl-vllm lint docs install install-dev check-python clean
 
 help:
 	@echo "make quickstart   set up, get a small model and tune it on arithmetic (about 10 minutes)"
 	@echo "make test         set up and run all tests"
 	@echo "make test-fast    set up and run the tests that need no real model (under two minutes)"
+	@echo "make test-verl    set up verl's own environment (2 GB) and run in it what needs it, and test-fast"
+	@echo "make test-verl-vllm   the same with vLLM for CPUs (4 GB): its one slow run"
 	@echo "make lint         ruff and pyright"
 	@echo "make docs         regenerate docs/config.md from the schema"
 	@echo "make install      set up only: .venv with the package and the quickstart's extras"
@@ -33,6 +39,13 @@ test: install-dev
 
 test-fast: install-dev
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"
+
+test-verl: check-python
+	@$(IN_ENV) verl -- env ASTUNER_TEST_ENV=verl python -m pytest -n auto -m "$(NOT_HERE)"
+	@$(IN_ENV) verl -- env ASTUNER_TEST_ENV=verl python -m pytest -m "verl and not verl_vllm"
+
+test-verl-vllm: check-python
+	@$(IN_ENV) verl-vllm-cpu -- env ASTUNER_TEST_ENV=verl-vllm-cpu python -m pytest -m verl_vllm
 
 lint: install-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
