@@ -7,6 +7,7 @@ and needs neither torch nor a server.
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,11 @@ _HOME = {
 }
 
 # Read when torch loads its OpenMP runtime (GNU's or LLVM's). By default its idle threads spin
-# for long, and any other busy process then makes each step many times slower.
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-os.environ.setdefault("KMP_BLOCKTIME", "1")
+# for long, and any other busy process then makes each step many times slower. Where torch is
+# loaded already it is too late, and nothing is touched.
+if "torch" not in sys.modules:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.environ.setdefault("KMP_BLOCKTIME", "1")
 
 __version__ = "0.1.0"
 __all__ = [

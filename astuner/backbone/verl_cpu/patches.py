@@ -94,7 +94,7 @@ PATCHES: Sequence[Patch] = (
     Patch(
         "verl.trainer.ppo.v1.trainer_separate_async",
         "logger",
-        "verl/trainer/ppo/v1/trainer_separate_async.py:183",
+        "verl/trainer/ppo/v1/trainer_separate_async.py:184",
         "a logger is called with flush=True where hybrid_engine is False; on any device, but "
         "only the CPU's plugin may patch",
         lambda logger: _WithoutFlush(logger, {}),

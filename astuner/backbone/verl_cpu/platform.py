@@ -12,7 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from verl.plugin.platform import PlatformBase, PlatformRegistry
+from verl.plugin.platform import (  # pyright: ignore[reportMissingImports]
+    PlatformBase,
+    PlatformRegistry,
+)
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -21,6 +24,14 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 def _zero(*_: Any, **__: Any) -> int:
     return 0
+
+
+def _no_memory(*_: Any) -> tuple[int, int]:
+    return 0, 0
+
+
+def _name(*_: Any) -> str:
+    return "CPU"
 
 
 def _cpu_module() -> ModuleType:
@@ -48,19 +59,19 @@ def _cpu_module() -> ModuleType:
         set_rng_state=torch.set_rng_state,
         manual_seed=torch.manual_seed,
         manual_seed_all=torch.manual_seed,
-        mem_get_info=lambda *_: (0, 0),
-        get_device_name=lambda *_: "CPU",
+        mem_get_info=_no_memory,
+        get_device_name=_name,
     )
     return module
 
 
-@PlatformRegistry.register(platform="cpu")
-class PlatformCPU(PlatformBase):
+@PlatformRegistry.register(platform="cpu")  # pyright: ignore[reportUntypedClassDecorator]
+class PlatformCPU(PlatformBase):  # pyright: ignore[reportUntypedBaseClass]
     """One device, which is the machine."""
 
-    device_name = "cpu"  # pyright: ignore[reportAssignmentType]  # verl's own are properties
-    vendor_name = "cpu"  # pyright: ignore[reportAssignmentType]
-    device_module = _cpu_module()  # pyright: ignore[reportAssignmentType]
+    device_name = "cpu"
+    vendor_name = "cpu"
+    device_module = _cpu_module()
 
     def is_available(self) -> bool:
         return True

@@ -20,7 +20,10 @@ _ROOM = "astuner.backbone.verl_cpu"
 
 def activate() -> None:
     """Make this process one of a CPU run. Once only."""
-    from verl.plugin.platform import platform_manager, set_platform
+    from verl.plugin.platform import (  # pyright: ignore[reportMissingImports]
+        platform_manager,
+        set_platform,
+    )
 
     from astuner.backbone.verl_cpu import patches
     from astuner.backbone.verl_cpu.platform import PlatformCPU
@@ -37,8 +40,12 @@ def activate() -> None:
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
     patches.apply()  # before more of verl is imported
 
-    from verl.workers.rollout.base import _ROLLOUT_REGISTRY
-    from verl.workers.rollout.replica import RolloutReplicaRegistry
+    from verl.workers.rollout.base import (  # pyright: ignore[reportMissingImports]
+        _ROLLOUT_REGISTRY,
+    )
+    from verl.workers.rollout.replica import (  # pyright: ignore[reportMissingImports]
+        RolloutReplicaRegistry,
+    )
 
     RolloutReplicaRegistry.register(ROLLOUT, _embedded)
     _ROLLOUT_REGISTRY[(ROLLOUT, "async")] = f"{_ROOM}.rollout.EmbeddedAdapter"

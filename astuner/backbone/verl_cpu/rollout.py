@@ -15,12 +15,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
+import ray  # pyright: ignore[reportMissingImports]
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from verl.workers.rollout.base import BaseRollout
-from verl.workers.rollout.replica import RolloutReplica, TokenOutput
-from verl.workers.rollout.utils import ensure_async_iterator
+from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
+    NodeAffinitySchedulingStrategy,
+)
+from verl.workers.rollout.base import BaseRollout  # pyright: ignore[reportMissingImports]
+from verl.workers.rollout.replica import (  # pyright: ignore[reportMissingImports]
+    RolloutReplica,
+    TokenOutput,
+)
+from verl.workers.rollout.utils import (  # pyright: ignore[reportMissingImports]
+    ensure_async_iterator,
+)
 
 from astuner.backbone.verl_cpu import ROLLOUT
 from astuner.backbone.verl_cpu.memory_file import MemoryFile, machine
@@ -56,7 +63,8 @@ class EmbeddedActor:
         request_id: str,
         image_data: object = None,
         video_data: object = None,
-    ) -> TokenOutput:
+    ) -> Any:
+        """verl's TokenOutput."""
         if image_data or video_data:
             raise ConfigError("The embedded rollout server has no vision; set rollout.engine: vllm")
         reply = await self._server.generate(prompt_ids, sampling_params)
@@ -102,7 +110,7 @@ class EmbeddedActor:
     async def stop_profile(self) -> None: ...
 
 
-class EmbeddedReplica(RolloutReplica):
+class EmbeddedReplica(RolloutReplica):  # pyright: ignore[reportUntypedBaseClass]
     """One actor a replica, on the machine of its worker."""
 
     async def launch_servers(self) -> None:
@@ -114,7 +122,7 @@ class EmbeddedReplica(RolloutReplica):
             )
         worker = self.workers[0]
         node = await answer(
-            worker.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()),
+            worker.__ray_call__.remote(_node),
             START_SECONDS,
             "the worker beside the rollout server to say where it is",
         )
@@ -153,7 +161,7 @@ class EmbeddedReplica(RolloutReplica):
         return path, settings, Limits(config.prompt_length, config.response_length, ends)
 
 
-class EmbeddedAdapter(BaseRollout):
+class EmbeddedAdapter(BaseRollout):  # pyright: ignore[reportUntypedBaseClass]
     """The trainer's end: `update_weights` returns when the server has them."""
 
     def __init__(
@@ -190,6 +198,10 @@ class EmbeddedAdapter(BaseRollout):
                 SYNC_SECONDS,
                 f"{name} to take the weights of step {global_steps}",
             )
+
+
+def _node(_: Any) -> str:
+    return ray.get_runtime_context().get_node_id()
 
 
 def server_name(replica_rank: int) -> str:

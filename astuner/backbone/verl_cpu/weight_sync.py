@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
+from verl.checkpoint_engine.base import (  # pyright: ignore[reportMissingImports]
+    CheckpointEngine,
+    CheckpointEngineRegistry,
+)
 
 from astuner.backbone.verl_cpu import WEIGHT_SYNC
 from astuner.backbone.verl_cpu.memory_file import MemoryFile, machine
@@ -27,8 +30,8 @@ from astuner.errors import ConfigError, DeadlineExceeded, EngineError
 SECONDS_BETWEEN_LOOKS = 0.02
 
 
-@CheckpointEngineRegistry.register(WEIGHT_SYNC)
-class MemoryFileSync(CheckpointEngine):
+@CheckpointEngineRegistry.register(WEIGHT_SYNC)  # pyright: ignore[reportUntypedClassDecorator]
+class MemoryFileSync(CheckpointEngine):  # pyright: ignore[reportUntypedBaseClass]
     """One instance in each rank of the trainer and in each receiver; `seconds` is the
     deadline of one sync (checkpoint_engine.engine_kwargs.memory_file.seconds)."""
 
