@@ -3,7 +3,7 @@
 It sleeps when there is nothing to do, ticks the sampler while sequences run, and
 runs jobs (training verbs) one after the other: a job that is a generator is
 advanced one step between two ticks. This is the engine's error boundary: what
-a job raises goes to its caller, what a tick raises fails the running requests,
+a job raises goes to its caller, what a tick raises fails the requests it was for,
 and the thread lives on. It knows neither models nor sequences.
 """
 
@@ -32,6 +32,7 @@ class Sampler(Protocol):
     @property
     def has_work(self) -> bool: ...
     def tick(self) -> None: ...
+    def fail_tick(self, error: EngineError) -> None: ...
     def fail_all(self, error: EngineError) -> None: ...
 
 
@@ -114,14 +115,14 @@ class DeviceThread:
             self._posts.popleft()()
 
     def _tick(self) -> bool:
-        """One tick of the sampler, if it has work; a failure fails all its requests."""
+        """One tick of the sampler, if it has work; a failure fails the requests it was for."""
         if self.sampler is None or not self.sampler.has_work:
             return False
         self._beat("sampling")
         try:
             self.sampler.tick()
         except Exception as error:
-            self.sampler.fail_all(_as_engine_error("sampling", error))
+            self.sampler.fail_tick(_as_engine_error("sampling", error))
         return True
 
     def _step_job(self) -> bool:

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astuner.engine.embedded.device_thread import DeviceThread, Steps
-from astuner.engine.embedded.kv_cache import KVPool, PrefixCache
+from astuner.engine.embedded.kv_cache import KVPool
 from astuner.engine.embedded.mailbox import Mailbox
 from astuner.engine.embedded.memory import kv_budgets
+from astuner.engine.embedded.prefix_cache import PrefixCache
 from astuner.engine.embedded.scheduler import Request, Scheduler
 from astuner.engine.embedded.stats import EngineStats
 from astuner.engine.embedded.steps import SamplingWeights, kv_layout
@@ -164,7 +165,7 @@ class EmbeddedModel:
     @property
     def version(self) -> int:
         """Of the published weights."""
-        return self._weights.version
+        return self._weights.version_of("")
 
     def stats(self) -> EngineStats:
         """What has been and is being done; cheap, from any thread."""
@@ -252,7 +253,7 @@ class EmbeddedModel:
         def verb() -> int:
             self._learner.load(path, optimizer=optimizer)  # publishes
             self._scheduler.weights_changed()
-            return self._weights.version
+            return self._weights.version_of("")
 
         return await self._run("load", verb)
 

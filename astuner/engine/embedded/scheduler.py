@@ -4,88 +4,36 @@ A request waits, has all of its prompt but the last token prefilled, and then
 decodes with all others until it stops; the last prompt token is simply the
 first one fed to a decode tick, so a prompt whose KV is held needs no prefill at
 all. Of several waiting requests that share a long prefix, one is prefilled and
-the others wait for its KV. Everything runs on the device thread; admission is
-first come, first served, and on CPU a request's result does not depend on it,
-nor on what was cached, to the last bit.
+the others wait for its KV. One tick computes under one set of weights; sets take
+turns. Everything runs on the device thread; admission is first come, first served,
+and on CPU a request's result does not depend on it, nor on what was cached, nor on
+whose turn it was, to the last bit.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from astuner.engine.embedded.kv_cache import (
-    KVPool,
-    PoolFull,
-    PrefixCache,
-    Slot,
-    common_prefix,
-    whole_blocks,
-)
-from astuner.engine.embedded.mailbox import Mailbox, Outbox
+from astuner.engine.embedded.kv_cache import KVPool, PoolFull, Slot, whole_blocks
+from astuner.engine.embedded.mailbox import Outbox
 from astuner.engine.embedded.plans import Segment
+from astuner.engine.embedded.prefix_cache import PrefixCache, common_prefix
+from astuner.engine.embedded.requests import Prefill, Request
 from astuner.engine.embedded.sampling import Draw, Drawn, sample
 from astuner.engine.embedded.stats import Counters
 from astuner.engine.embedded.steps import SamplingWeights, decode, kv_layout, prefill
-from astuner.engine.protocol import SamplingParams, TokenChunk
+from astuner.engine.protocol import TokenChunk
 from astuner.errors import EngineClosed, EngineError
-from astuner.types import FinishReason, TokenIds, token_ids
+from astuner.types import TokenIds
 
 PREFILL_TOKENS = 2048
 """Tokens of one prefill pass; prompts are cut where it is full."""
 WORTH_WAITING = 32
 """A request waits for the KV of another if that saves it so many tokens."""
-
-
-@dataclass(eq=False, slots=True)
-class Request:
-    """One stream: what was asked, and how far it has come."""
-
-    prompt: TokenIds
-    params: SamplingParams
-    seed: int
-    mailbox: Mailbox
-    drawn: list[int] = field(default_factory=list[int])
-    cached: int | None = None
-    """Prompt tokens found in the prefix cache at the first admission."""
-    kv_version: int = -1
-    """The weights at admission; KV is shared only while they are still in use."""
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.drawn)
-
-    @property
-    def last_token(self) -> int:
-        return self.drawn[-1] if self.drawn else int(self.prompt[-1])
-
-    def fed(self) -> TokenIds:
-        """All tokens but the last: those whose KV decoding needs."""
-        return np.concatenate([self.prompt, token_ids(self.drawn)])[:-1]
-
-    def finish_reason(self, max_context: int) -> FinishReason | None:
-        if self.drawn[-1] in self.params.stop_token_ids:
-            return "stop"
-        full = len(self.drawn) >= self.params.max_tokens or self.length >= max_context
-        return "length" if full else None
-
-
-@dataclass(eq=False, slots=True)
-class _Prefill:
-    """An admitted request whose KV is being computed, outside the pool."""
-
-    request: Request
-    tokens: TokenIds
-    kv: Tensor
-    done: int
-
-    @property
-    def missing(self) -> int:
-        return len(self.tokens) - self.done
 
 
 class Scheduler:
@@ -106,10 +54,13 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._pool = pool
         self._cache = cache
-        self._version = weights.version
+        self._last_turns: dict[str, int] = {}  # of the weights at work
+        self._ticks = 0
+        self._turn: str | None = None
+        """The weights that compute right now."""
         self._live: set[Request] = set()  # all that were not answered to the end
         self._waiting: deque[Request] = deque()
-        self._prefilling: list[_Prefill] = []
+        self._prefilling: list[Prefill] = []
         self._running: dict[Slot, Request] = {}  # in order of admission
         self._outbox = Outbox()
         self.counters = Counters()
@@ -123,22 +74,59 @@ class Scheduler:
         self._waiting.append(request)
         self._count()
 
-    def weights_changed(self) -> None:
-        """New weights are published: running sequences go on with the KV they have, and
+    def weights_changed(self, weights: str = "") -> None:
+        """Others go by this name now: running sequences go on with the KV they have, and
         nothing computed by the old weights is shared any more."""
-        self._version = self._weights.version
-        self._cache.clear()
+        self._cache.forget(weights)
 
     @torch.inference_mode()
     def tick(self) -> None:
-        """Admit, prefill one row, decode one token of every running sequence."""
+        """Admit; then, for the weights whose turn it is, prefill one row and decode one
+        token of every running sequence."""
         self._drop_cancelled()
         self._admit()
-        if self._prefilling:
-            self._prefill_row()
+        turn = self._next_turn()
+        if any(p.request.weights == turn for p in self._prefilling):
+            self._compute(turn, self._prefill_row)
             self._admit()
-        if self._running:
-            self._decode()
+        if any(r.weights == turn for r in self._running.values()):
+            self._compute(turn, self._decode)
+        self._count()
+        self._outbox.flush()
+
+    def _next_turn(self) -> str:
+        """Of the weights with work, those that have waited longest."""
+        self._ticks += 1
+        at_work = [p.request.weights for p in self._prefilling]
+        at_work += [r.weights for r in self._running.values()]
+        self._last_turns = {w: self._last_turns.get(w, self._ticks) for w in at_work}
+        turn = min(at_work, key=lambda w: self._last_turns[w], default="")
+        self._last_turns[turn] = self._ticks
+        return turn
+
+    def _compute(self, turn: str, part: Callable[[str], None]) -> None:
+        self._turn = turn
+        part(turn)
+        self._turn = None
+
+    def fail_tick(self, error: EngineError) -> None:
+        """A tick broke off: end the requests of the weights it computed with, or every
+        request if it was not that far."""
+        turn, self._turn = self._turn, None
+        if turn is None:
+            self.fail_all(error)
+        else:
+            self.forget(turn, error)
+
+    def forget(self, weights: str, error: EngineError) -> None:
+        """End the requests of these weights with this error, and drop their KV."""
+        gone = {request for request in self._live if request.weights == weights}
+        self._drop(gone)
+        self._running = {s: r for s, r in self._running.items() if r not in gone}
+        self._pool.forget(weights)
+        self._cache.forget(weights)
+        for request in gone:
+            self._outbox.put(request.mailbox, _own_copy(error))
         self._count()
         self._outbox.flush()
 
@@ -161,22 +149,28 @@ class Scheduler:
             if len(self._running) + len(self._prefilling) >= self._max_num_seqs:
                 return
             tokens = request.fed()
-            held = self._cache.match(tokens)
-            if self._saves_by_waiting(tokens, held):
+            held = self._cache.match(tokens, request.owner)
+            if self._saves_by_waiting(request, tokens, held):
                 continue
             if not self._has_room(len(tokens), held):
                 return
             self._waiting.remove(request)
             self._start(request, tokens, held)
 
-    def _saves_by_waiting(self, tokens: TokenIds, held: int) -> bool:
+    def _saves_by_waiting(self, request: Request, tokens: TokenIds, held: int) -> bool:
         for other in self._prefilling:
-            if other.request.kv_version != self._version or not self._cache.takes(other.tokens):
+            if other.request.owner != request.owner or not self._shares_kv(other.request):
+                continue
+            if not self._cache.takes(other.tokens):
                 continue
             shared = common_prefix(tokens, other.tokens)
             if shared - held >= WORTH_WAITING or held < shared == len(tokens):
                 return True
         return False
+
+    def _shares_kv(self, request: Request) -> bool:
+        """Whether all of its KV is of the weights as they are now."""
+        return request.kv_version == self._weights.version_of(request.weights)
 
     def _has_room(self, length: int, held: int) -> bool:
         """Room in the pool, also for those still prefilling; and prefill buffers, which are
@@ -187,67 +181,71 @@ class Scheduler:
         return self._pool.fits([length, *(len(p.tokens) for p in self._prefilling)])
 
     def _start(self, request: Request, tokens: TokenIds, held: int) -> None:
-        request.kv_version = self._version
+        request.kv_version = self._weights.version_of(request.weights)
         if request.cached is None:
             request.cached = held
             self.counters.prefix_hit_tokens += held
         if held == len(tokens):
-            slot = self._pool.take(len(tokens))
-            self._cache.read(tokens, slot.kv)
+            slot = self._pool.take(len(tokens), request.weights)
+            self._cache.read(tokens, slot.kv, request.owner)
             self._running[slot] = request
         else:
             kv = self._layout.zeros(whole_blocks(len(tokens)))
-            self._cache.read(tokens, kv)
-            self._prefilling.append(_Prefill(request, tokens, kv, held))
+            self._cache.read(tokens, kv, request.owner)
+            self._prefilling.append(Prefill(request, tokens, kv, held))
 
     def _drop_cancelled(self) -> None:
         gone = {request for request in self._live if request.mailbox.cancelled}
-        if not gone:
-            return
+        if gone:
+            self._drop(gone)
+            for slot, request in list(self._running.items()):
+                if request in gone:
+                    self._leave(slot)
+
+    def _drop(self, gone: set[Request]) -> None:
+        """Out of all lists but that of the running."""
         self._live -= gone
         self._waiting = deque(r for r in self._waiting if r not in gone)
         self._prefilling = [p for p in self._prefilling if p.request not in gone]
-        for slot, request in list(self._running.items()):
-            if request in gone:
-                self._leave(slot)
 
     def _leave(self, slot: Slot) -> Request:
         """Free a running sequence's slot; its KV stays in the prefix cache."""
         request = self._running.pop(slot)
-        if request.kv_version == self._version:
-            self._cache.insert(request.fed()[: slot.length], slot.kv)
+        if self._shares_kv(request):
+            self._cache.insert(request.fed()[: slot.length], slot.kv, request.owner)
         self._pool.release(slot)
         return request
 
     # ------------------------------------------------------------ prefill
 
-    def _prefill_row(self) -> None:
+    def _prefill_row(self, turn: str) -> None:
         """One packed row of at most PREFILL_TOKENS; those that are through then run."""
+        waiting = [item for item in self._prefilling if item.request.weights == turn]
         segments: list[Segment] = []
         tokens: list[TokenIds] = []
         left = PREFILL_TOKENS
-        for item in self._prefilling:
+        for item in waiting:
             count = min(left, item.missing)
             if count == 0:
                 break
             segments.append(Segment(item.kv, item.done, count))
             tokens.append(item.tokens[item.done : item.done + count])
             left -= count
-        prefill(self._weights, segments, tokens)
+        prefill(self._weights, turn, segments, tokens)
         self.counters.prefilled_tokens += PREFILL_TOKENS - left
-        for item, segment in zip(list(self._prefilling), segments, strict=False):
+        for item, segment in zip(waiting, segments, strict=False):
             item.done += segment.tokens
             if item.missing == 0:
                 self._prefilling.remove(item)
                 self._run(item)
 
-    def _run(self, item: _Prefill) -> None:
+    def _run(self, item: Prefill) -> None:
         """From prefilled to running; back to waiting if the pool has filled up meanwhile."""
         length = len(item.tokens)
-        if item.request.kv_version == self._version:
-            self._cache.insert(item.tokens, item.kv)
+        if self._shares_kv(item.request):
+            self._cache.insert(item.tokens, item.kv, item.request.owner)
         try:
-            slot = self._pool.take(length)
+            slot = self._pool.take(length, item.request.weights)
         except PoolFull:
             self._waiting.appendleft(item.request)
             return
@@ -256,11 +254,12 @@ class Scheduler:
 
     # ------------------------------------------------------------ decode
 
-    def _decode(self) -> None:
-        self._make_room()
-        slots = list(self._pool.slots())
+    def _decode(self, turn: str) -> None:
+        self._make_room(turn)
+        shelves = self._pool.shelves(turn)
+        slots = [slot for shelf in shelves for slot in shelf.slots]
         requests = [self._running[slot] for slot in slots]
-        logits_NV = decode(self._weights, self._pool.shelves, [r.last_token for r in requests])
+        logits_NV = decode(self._weights, turn, shelves, [r.last_token for r in requests])
         drawn = sample(logits_NV, [Draw(r.params, r.seed, len(r.drawn)) for r in requests])
         self.counters.sampled(len(slots))
         for slot in slots:
@@ -268,9 +267,10 @@ class Scheduler:
         for row, (slot, request) in enumerate(zip(slots, requests, strict=True)):
             self._deliver(slot, request, drawn, row)
 
-    def _make_room(self) -> None:
-        """Every running sequence stores one more token; the youngest make way if need be."""
-        for slot in list(self._running):
+    def _make_room(self, turn: str) -> None:
+        """Every sequence of the turn stores one more token; if need be the youngest of all
+        make way."""
+        for slot in [s for s, r in self._running.items() if r.weights == turn]:
             while slot in self._running:
                 try:
                     self._pool.make_room(slot)
@@ -289,11 +289,12 @@ class Scheduler:
 
     def _deliver(self, slot: Slot, request: Request, drawn: Drawn, row: int) -> None:
         token, logprob = drawn.tokens[row], drawn.logprobs[row]
+        version = self._weights.version_of(request.weights)
         if not np.isfinite(logprob):
             del self._running[slot]
             self._pool.release(slot)
             self._live.discard(request)
-            self._outbox.put(request.mailbox, _not_finite(self._weights.version))
+            self._outbox.put(request.mailbox, _not_finite(version))
             return
         request.drawn.append(token)
         reason = request.finish_reason(self._max_context)
@@ -301,7 +302,7 @@ class Scheduler:
         chunk = TokenChunk(
             (token,),
             (logprob,),
-            self._weights.version,
+            version,
             reason,
             (drawn.top[row],) if request.params.top_logprobs else (),
             (request.cached or 0) if first else 0,

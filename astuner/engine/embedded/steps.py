@@ -34,10 +34,13 @@ class SamplingWeights(Protocol):
     num_kv_heads: int
     head_dim: int
     vocab_size: int
-    version: int
 
-    def sampling(self) -> AbstractContextManager[nn.Module]:
-        """The model with the published weights active, in eval mode."""
+    def sampling(self, weights: str = "") -> AbstractContextManager[nn.Module]:
+        """The model with the weights of this name active, in eval mode."""
+        ...
+
+    def version_of(self, weights: str) -> int:
+        """Their version: it grows whenever what this name stands for changes."""
         ...
 
 
@@ -48,26 +51,27 @@ def kv_layout(weights: SamplingWeights) -> KVLayout:
 
 
 def decode(
-    weights: SamplingWeights, shelves: Sequence[Shelf], last_tokens: Sequence[int]
+    weights: SamplingWeights, name: str, shelves: Sequence[Shelf], last_tokens: Sequence[int]
 ) -> Tensor:
-    """Feed each running sequence its last token, in the order of the shelves' slots, at
-    position `slot.length`; stores its KV and returns logits [>= N, V], rows beyond N void."""
+    """Feed each running sequence of the weights `name` its last token, in the order of the
+    shelves' slots, at position `slot.length`; stores its KV and returns logits [>= N, V],
+    rows beyond N void."""
     positions = [slot.length for shelf in shelves for slot in shelf.slots]
     ids_T, positions_T = _row(np.array(last_tokens), np.array(positions), weights.device)
     keep_N = torch.arange(len(ids_T), device=weights.device)
-    with weights.sampling() as model:
+    with weights.sampling(name) as model:
         return packed.forward(model, ids_T, positions_T, DecodePlan(shelves), keep_N)
 
 
 def prefill(
-    weights: SamplingWeights, segments: Sequence[Segment], tokens: Sequence[TokenIds]
+    weights: SamplingWeights, name: str, segments: Sequence[Segment], tokens: Sequence[TokenIds]
 ) -> None:
     """Compute and store the KV of each segment's `tokens`; no logits."""
     ids = np.concatenate(tokens)
     positions = np.concatenate([np.arange(s.past, s.past + s.tokens) for s in segments])
     ids_T, positions_T = _row(ids, positions, weights.device)
     nothing = torch.zeros(0, dtype=torch.long, device=weights.device)
-    with weights.sampling() as model:
+    with weights.sampling(name) as model:
         packed.forward(model, ids_T, positions_T, PrefillPlan(segments), nothing)
 
 

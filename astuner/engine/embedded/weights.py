@@ -107,8 +107,8 @@ class Weights:
         return cls(states, path=path, lora=lora, config=config, tokenizer=tokenizer)
 
     @contextmanager
-    def sampling(self) -> Generator[nn.Module]:
-        """The published weights, in inference mode."""
+    def sampling(self, weights: str = "") -> Generator[nn.Module]:
+        """The published weights, in inference mode; there are no others."""
         with torch.inference_mode(), self._selected("published") as model:
             yield model
 
@@ -123,6 +123,9 @@ class Weights:
         """The weights before any training, without gradients."""
         with torch.no_grad(), self._selected("reference") as model:
             yield model
+
+    def version_of(self, weights: str) -> int:
+        return self.version
 
     def publish(self) -> int:
         """Copy the trained weights to those that sample; returns their new version."""

@@ -12,10 +12,9 @@ from astuner.engine.embedded.kv_cache import (
     KVLayout,
     KVPool,
     PoolFull,
-    PrefixCache,
     Slot,
-    common_prefix,
 )
+from astuner.engine.embedded.prefix_cache import PrefixCache, common_prefix
 from astuner.types import TokenIds, token_ids
 
 LAYOUT = KVLayout(2, 1, 4, torch.float32, torch.device("cpu"))
@@ -62,7 +61,7 @@ def test_a_sequence_grows_into_a_longer_slot() -> None:
     a.length = 64
     pool.make_room(a)
     assert a.shelf.size == 128
-    assert [s.size for s in pool.shelves] == [64, 128]
+    assert [s.size for s in pool.shelves()] == [64, 128]
     assert list(pool.slots()) == [b, a]
     assert (b.index, a.index) == (0, 0)
     assert values(b) == {2.0}
@@ -181,10 +180,60 @@ def test_the_tree_survives_much_use() -> None:
 
 
 def nodes(cache: PrefixCache) -> list:
-    found, stack = [], [cache._root]
+    roots = list(cache._roots.values())
+    found, stack = [], list(roots)
     while stack:
         node = stack.pop()
         found.append(node)
         stack.extend(node.children.values())
-        assert (not node.children and node is not cache._root) == (node in cache._leaves)
+        assert (not node.children and node not in roots) == (node in cache._leaves)
     return found
+
+
+# ---------------------------------------------------------------- several weights
+
+
+def test_slots_of_other_weights_are_on_other_shelves_under_one_budget() -> None:
+    pool = KVPool(LAYOUT, 256, 64)
+    a, b, c = pool.take(5, "x"), pool.take(5, "y"), pool.take(5, "x")
+    for number, slot in enumerate((a, b, c)):
+        fill(slot, number)
+    assert list(pool.slots("x")) == [a, c] and list(pool.slots("y")) == [b]
+    assert [s.index for s in (a, b, c)] == [0, 0, 1]
+    assert not list(pool.slots())
+    pool.take(5, "z")
+    with pytest.raises(PoolFull):
+        pool.take(5, "w")
+    pool.forget("x")
+    assert pool.allocated == 128
+    assert values(b) == {1.0}
+    assert list(pool.slots("y")) == [b]
+    pool.take(5, "w")
+
+
+def test_no_prefix_is_found_under_another_owner() -> None:
+    cache, ids = PrefixCache(LAYOUT, 100), token_ids([5, 6, 7, 8])
+    mine, other = ("x", "me"), ("x", "you")
+    cache.insert(ids, kv_of(ids), mine)
+    assert [cache.match(ids, o) for o in (mine, other, ("y", "me"), ("", ""))] == [4, 0, 0, 0]
+    cache.insert(ids[:2], kv_of(ids[:2]) * 10, other)
+    target = LAYOUT.zeros(4)
+    assert cache.read(ids, target, other) == 2
+    assert target[0, 0, 0, :, 0].tolist() == [50, 60, 0, 0]
+    assert cache.tokens == 6
+
+
+def test_forgetting_weights_leaves_the_others_and_the_count_right() -> None:
+    cache = PrefixCache(LAYOUT, 12)
+    for owner in (("x", "a"), ("x", "b"), ("y", "a")):
+        for start in (1, 5):
+            ids = token_ids(range(start, start + 2))
+            cache.insert(ids, kv_of(ids), owner)
+    assert cache.tokens == 12 == sum(len(n.tokens) for n in nodes(cache))
+    cache.forget("x")
+    assert cache.tokens == 4 == sum(len(n.tokens) for n in nodes(cache))
+    assert cache.match(token_ids([5, 6]), ("y", "a")) == 2
+    ids = token_ids(range(20, 31))  # the oldest end of whoever makes way
+    cache.insert(ids, kv_of(ids), ("z", "a"))
+    assert cache.tokens == 11 == sum(len(n.tokens) for n in nodes(cache))
+    assert cache.match(token_ids([1, 2]), ("y", "a")) == 0

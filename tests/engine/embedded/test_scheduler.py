@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from astuner.engine.embedded import plans
-from astuner.engine.embedded.kv_cache import KVPool, PrefixCache
+from astuner.engine.embedded.kv_cache import KVPool
 from astuner.engine.embedded.mailbox import Mailbox, Outbox
+from astuner.engine.embedded.prefix_cache import PrefixCache
 from astuner.engine.embedded.scheduler import Request, Scheduler
 from astuner.engine.embedded.steps import kv_layout
 from astuner.engine.protocol import SamplingParams, TokenChunk
 from astuner.errors import EngineClosed, EngineError
 from astuner.types import token_ids
 
-from .tiny import TinyWeights, greedy, prompt
+from .tiny import ManyWeights, TinyWeights, greedy, prompt
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -27,7 +28,8 @@ class Bench:
     """A scheduler without a thread, and what its requests have received."""
 
     def __init__(self, *, pool: int = 10_000, cache: int = 10_000, **settings: Any) -> None:
-        self.weights = TinyWeights(dtype=settings.pop("dtype", torch.float32))
+        dtype, names = settings.pop("dtype", torch.float32), settings.pop("names", ())
+        self.weights = ManyWeights(names, dtype) if names else TinyWeights(dtype=dtype)
         layout = kv_layout(self.weights)
         context = settings.pop("max_context", 512)
         self.scheduler = Scheduler(
@@ -40,8 +42,8 @@ class Bench:
         self.counters = self.scheduler.counters
         self.requests: list[Request] = []
 
-    def add(self, ids: list[int], params: SamplingParams | None = None) -> Request:
-        request = Request(token_ids(ids), params or greedy(4), 0, Mailbox())
+    def add(self, ids: list[int], params: SamplingParams | None = None, **whose: str) -> Request:
+        request = Request(token_ids(ids), params or greedy(4), 0, Mailbox(), **whose)
         self.requests.append(request)
         self.scheduler.add(request)
         return request
@@ -335,3 +337,104 @@ async def test_random_traffic_ends_and_is_exact(dtype: torch.dtype) -> None:
         alone.run()
         assert drawn(request) == drawn(expected)
         assert logprobs(request) == logprobs(expected)
+
+
+# ---------------------------------------------------------------- several weights
+
+NAMES = ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+async def test_weights_that_take_turns_give_what_each_gives_alone(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(2)
+    bench = Bench(dtype=dtype, names=NAMES, pool=700, cache=400, max_context=200, max_num_seqs=9)
+    alone = {name: Bench(dtype=dtype, names=NAMES) for name in NAMES}
+    wanted = [
+        (
+            prompt(int(rng.integers(0, 3)), int(rng.integers(1, 90))),
+            SamplingParams(max_tokens=int(rng.integers(1, 60)), seed=i),
+            NAMES[i % 3],
+        )
+        for i in range(24)
+    ]
+    for ids, params, name in wanted:
+        bench.add(ids, params, weights=name)
+        if rng.random() < 0.4:
+            bench.scheduler.tick()
+    bench.run()
+    assert bench.counters.preempted > 0
+    for (ids, params, name), request in zip(wanted, bench.requests, strict=True):
+        expected = alone[name].add(ids, params, weights=name)
+        alone[name].run()
+        assert drawn(request) == drawn(expected)
+        assert logprobs(request) == logprobs(expected)
+
+
+async def test_a_tenant_finds_nothing_of_another_in_the_cache() -> None:
+    bench = Bench(names=NAMES)
+    ids = prompt(0, 41)
+
+    def cached(**whose: str) -> int:
+        request = bench.add(ids, **whose)
+        bench.run()
+        return chunks(request)[0].prefill_cached
+
+    assert cached(weights="x", tenant="me") == 0
+    assert cached(weights="x", tenant="me") == 40
+    assert cached(weights="x", tenant="you") == 0
+    assert cached(weights="y", tenant="me") == 0
+    first, second = (bench.add(prompt(1, 41), weights="x", tenant=t) for t in ("me", "you"))
+    bench.run()  # nor does it wait for the other's prefill
+    assert [chunks(r)[0].prefill_cached for r in (first, second)] == [0, 0]
+
+
+async def test_turns_are_fair_however_many_sequences_each_has() -> None:
+    bench = Bench(names=NAMES)
+    for seed in range(6):
+        bench.add(prompt(seed, 1), greedy(12), weights="x")
+    bench.scheduler.tick()
+    bench.add(prompt(9, 1), greedy(12), weights="y")
+    bench.scheduler.tick()
+    bench.add(prompt(8, 1), greedy(12), weights="z")
+    for _ in range(10):
+        bench.scheduler.tick()
+    turns = bench.weights.turns
+    assert turns[:2] == ["x", "x"]  # y has just come
+    assert [sorted(turns[i : i + 3]) for i in (3, 6, 9)] == [NAMES] * 3
+
+
+async def test_weights_that_fail_take_no_others_with_them() -> None:
+    bench = Bench(names=NAMES)
+    bad, good = (bench.add(prompt(0, 41), greedy(6), weights=name) for name in ("x", "y"))
+    bench.scheduler.tick()
+    bench.scheduler.tick()
+    bench.weights.fail_for = "x"
+    with pytest.raises(RuntimeError, match="no such luck with x"):
+        bench.run()
+    bench.scheduler.fail_tick(EngineError("it broke"))
+    bench.run()
+    assert len(drawn(good)) == 6
+    assert isinstance(bad.mailbox._items[-1], EngineError)
+    assert bench.counters.running == 0
+    assert list(bench.scheduler._pool.slots("x")) == []
+    bench.weights.fail_for = ""
+    again = bench.add(prompt(0, 41), greedy(6), weights="x")
+    bench.run()
+    assert chunks(again)[0].prefill_cached == 0 and len(drawn(again)) == 6
+
+
+async def test_forgetting_weights_ends_their_streams_and_frees_their_kv() -> None:
+    bench = Bench(names=NAMES, max_num_seqs=2)
+    gone = [bench.add(prompt(seed, 41), greedy(50), weights="x") for seed in range(2)]
+    gone.append(bench.add(prompt(2, 41), weights="x"))  # waits
+    kept = bench.add(prompt(0, 41), weights="y")
+    for _ in range(3):
+        bench.scheduler.tick()
+    bench.scheduler.forget("x", EngineError("released"))
+    for request in gone:
+        with pytest.raises(EngineError, match="released"):
+            while True:
+                await asyncio.wait_for(request.mailbox.take(), 5)
+    assert bench.scheduler._pool.allocated == 0 and bench.counters.cache_tokens == 0
+    bench.run()
+    assert len(drawn(kept)) == 4

@@ -64,9 +64,12 @@ class TinyWeights:
         self.forward_rows.append(kwargs["input_ids"].shape[1])
 
     @contextmanager
-    def sampling(self) -> Generator[Any, None, None]:
+    def sampling(self, weights: str = "") -> Generator[Any, None, None]:
         with torch.inference_mode():
             yield self.model
+
+    def version_of(self, weights: str) -> int:
+        return self.version
 
     def publish(self) -> int:
         generator = torch.Generator().manual_seed(self.version)
@@ -109,6 +112,31 @@ class TinyLearner:
     def load(self, path: Path, *, optimizer: bool) -> None:
         self.seen.append(f"load {path} {optimizer}")
         self.weights.version = 7  # the saved one
+
+
+class ManyWeights(TinyWeights):
+    """Weights by name: each is the tiny model with noise of its own. Records whose turn it was."""
+
+    def __init__(self, names: Sequence[str], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(dtype=dtype)
+        self.turns: list[str] = []
+        self.fail_for = ""
+        self._states: dict[str, dict[str, torch.Tensor]] = {}
+        for number, name in enumerate(names):
+            generator = torch.Generator().manual_seed(number)
+            self._states[name] = {
+                n: p + 0.1 * torch.randn(p.shape, generator=generator).to(p.dtype)
+                for n, p in self.model.state_dict().items()
+            }
+
+    @contextmanager
+    def sampling(self, weights: str = "") -> Generator[Any, None, None]:
+        self.turns.append(weights)
+        if weights == self.fail_for:
+            raise RuntimeError(f"no such luck with {weights}")
+        with torch.inference_mode():
+            self.model.load_state_dict(self._states[weights])
+            yield self.model
 
 
 def tiny_embedded(
