@@ -20,8 +20,9 @@ from astuner.task_reader import TaskSplits
 BACKBONES = {
     "local": "astuner.backbone.local:run",
     "debug": "astuner.backbone.debug:run",
+    "verl": "astuner.backbone.verl.run:run",
 }
-PLANNED = ("verl", "trinity")
+PLANNED = ("trinity",)
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,15 @@ def merge_run(run_dir: Path) -> Path:
 
     Raises CheckpointError when there is none, or it cannot be read or written.
     """
+    config = load_config(run_dir / "config.yaml").config
+    return merge_newest(run_dir, resolve_model(config.model.path))
+
+
+def merge_newest(run_dir: Path, base: Path) -> Path:
+    """The same, with the base model's folder known."""
     checkpoint = verl_checkpoint(run_dir)
     if checkpoint is None:
         raise CheckpointError(f"{run_dir} has no finished checkpoint of verl.")
-    base = resolve_model(load_config(run_dir / "config.yaml").config.model.path)
     forget_model(run_dir)
     return merge(checkpoint / "actor", base, run_dir / MODEL)
 

@@ -1,0 +1,253 @@
+"""The `verl` backbone, the launcher's half: prepare, start verl, follow it, report.
+
+Everything that can be wrong with the configuration, the user's code or the model shows
+before verl is started. Then verl's processes run below a guard; this one reads what they
+write, keeps the deadline for silence, passes a wish to stop on, and merges the last
+checkpoint into a plain model folder. It imports neither Ray nor verl.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from astuner.backbone.assembly import UserParts, user_parts
+from astuner.backbone.context import RunContext, RunResult
+from astuner.backbone.report import finish, saved_step, verl_checkpoint
+from astuner.backbone.verl import files
+from astuner.backbone.verl.failing import failure, stalled
+from astuner.backbone.verl.files import JobFile, write_job
+from astuner.backbone.verl.merge import forget_model, merge_newest
+from astuner.backbone.verl.progress import Follower, state_at
+from astuner.backbone.verl.ray_cluster import check_address, environment
+from astuner.backbone.verl.requirements import choose_device, need_verl
+from astuner.backbone.verl.sections import Device, is_async
+from astuner.backbone.verl.supervise import Child, Silence
+from astuner.backbone.verl.translate import Facts, notes, overridden, raw, to_verl
+from astuner.engine.model_source import resolve_model
+from astuner.errors import AstunerError, BackboneError, CheckpointError, DeadlineExceeded
+from astuner.task_reader import TaskOrder
+from astuner.tracking import EpisodeStore, MetricSinks, RunDisplay
+from astuner.trainer import TrainResult, TrainSettings
+from astuner.trainer.checkpoints import Checkpoint, TrainerState, check_resumable
+
+POLL_SECONDS = 0.5
+NOTICE_SECONDS = 5.0
+FOLDER = "verl"
+
+
+async def run(context: RunContext) -> RunResult:
+    """Tune with verl. Raises AstunerError; what was saved until then stays in the run folder."""
+    config = context.config
+    need_verl()
+    check_address(config.trainer_common.ray_address)
+    with ExitStack() as stack:
+        display = stack.enter_context(RunDisplay(**_shown(context)))
+        device = choose_device(config, display.note)
+        display.stage("loading workflow and tasks")
+        parts = user_parts(context)
+        display.stage(f"finding model {config.model.path}")
+        plan = _plan(context, parts, device)
+        _tell(context, plan, display)
+        if plan.state.step >= plan.settings.total_steps:  # resumed, but nothing is left to do
+            state = plan.state
+        else:
+            state = await _train(stack, context, plan, display)
+        display.stage("merging the checkpoint into one model folder")
+        model_dir = await asyncio.to_thread(_merged, plan, display)
+    stopped = state.step < plan.settings.total_steps
+    saved = verl_checkpoint(plan.run_dir)
+    result = TrainResult(state.step, stopped, state.totals, state.evals, saved)
+    return finish(context, result, model_dir=model_dir, what="tuned model")
+
+
+def _shown(context: RunContext) -> dict[str, Any]:
+    config = context.config
+    episodes = {"rollout": config.data.train_batch_size * config.rollout.num_repeat}
+    return {"step_lines": "console" in config.trainer_common.logger, "episodes": episodes}
+
+
+# ---------------------------------------------------------------- before verl is started
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, all of it checked."""
+
+    run_dir: Path
+    """Absolute: verl's processes have working directories of their own."""
+    parts: UserParts
+    model: Path
+    device: Device
+    settings: TrainSettings
+    verl: dict[str, Any]
+    state: TrainerState
+    """Where the run goes on."""
+    resumes: bool
+    changed: str | None = None
+    """What is different from when the run began."""
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / FOLDER
+
+
+def _plan(context: RunContext, parts: UserParts, device: Device) -> Plan:
+    config, run_dir = context.config, context.run_dir.absolute()
+    model = resolve_model(config.model.path)
+    order = TaskOrder(
+        len(parts.tasks.train),
+        config.data.train_batch_size,
+        config.seed,
+        config.task_reader.shuffle,
+    )
+    settings = TrainSettings.from_config(config, order.steps_per_epoch)
+    step = saved_step(run_dir, "verl") if context.resume else None
+    state = TrainerState(0, settings.seed, settings.config_hash)
+    changed = None
+    if step is not None:
+        state = state_at(run_dir / FOLDER, step, state)
+        changed = check_resumable(Checkpoint(run_dir / FOLDER, state), settings)
+        state = replace(state, config_hash=settings.config_hash)
+    facts = Facts(
+        str(model), _context_of(model), settings.total_steps, bool(parts.tasks.validation)
+    )
+    verl = to_verl(config, run_dir=run_dir, device=device, resume=step is not None, facts=facts)
+    if step and "trainer.val_before_train" not in raw(config):
+        verl["trainer.val_before_train"] = held_out and _owed(state, settings)
+    return Plan(run_dir, parts, model, device, settings, verl, state, step is not None, changed)
+
+
+def _owed(state: TrainerState, settings: TrainSettings) -> bool:
+    """A validation that was due when the run was killed."""
+    due = settings.test_freq > 0 and state.step % settings.test_freq == 0
+    return due and state.step not in state.evals
+
+
+def _context_of(model: Path) -> int:
+    """The model's own limit, in tokens."""
+    from transformers import AutoConfig
+
+    from astuner.engine.embedded.compatible import context_length
+
+    return context_length(AutoConfig.from_pretrained(model, local_files_only=True))
+
+
+def _tell(context: RunContext, plan: Plan, display: RunDisplay) -> None:
+    for note in notes(context.config, plan.device):
+        display.note(note)
+    for key, (ours, theirs) in overridden(context.config, plan.device).items():
+        display.note(f"`astuner.verl` sets {key}={theirs!r} instead of {ours!r}.")
+    if context.resume:
+        step = plan.state.step
+        where = f"after step {step}" if plan.resumes else "from the start: no checkpoint yet"
+        display.note(f"Resuming {context.run_dir} {where}.")
+    if plan.changed:
+        display.note(plan.changed)
+
+
+# ---------------------------------------------------------------- while it runs
+
+
+async def _train(
+    stack: ExitStack, context: RunContext, plan: Plan, display: RunDisplay
+) -> TrainerState:
+    """From the first process to the last; the state after the last step."""
+    folder, config = plan.folder, context.config
+    folder.mkdir(parents=True, exist_ok=True)
+    files.clear(folder)
+    forget_model(plan.run_dir)
+    job = JobFile(config, plan.parts.workflow, plan.parts.judge, plan.parts.tasks, plan.run_dir)
+    write_job(folder, job)
+    (folder / files.SETTINGS).write_text(json.dumps(plan.verl, indent=1))
+    follower = _follower(stack, context, plan, display)
+    command = [sys.executable, "-m", "astuner.backbone.verl.driver", str(folder)]
+    child = Child(command, folder, environment(folder, plan.device))
+    stack.callback(child.close)
+    try:
+        await watch(context, child, follower, folder, display)
+    except (BackboneError, DeadlineExceeded, CheckpointError):
+        raise  # its log is worth reading
+    except AstunerError:
+        if follower.state.step == 0:
+            await child.aclose()
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return follower.state
+
+
+def _follower(stack: ExitStack, context: RunContext, plan: Plan, display: RunDisplay) -> Follower:
+    from transformers import AutoTokenizer
+
+    config = context.config
+    step = plan.state.step if plan.resumes else None
+    sinks = MetricSinks(
+        [name for name in config.trainer_common.logger if name != "console"],
+        context.run_dir,
+        config.project_name,
+        config.experiment_name,
+        asdict(config),
+        resume_step=step,
+    )
+    stack.callback(sinks.close)
+    tokenizer: Any = AutoTokenizer.from_pretrained(plan.model, local_files_only=True)
+    return Follower(
+        plan.folder,
+        plan.settings,
+        batch_size=config.data.train_batch_size,
+        sinks=sinks,
+        episodes=EpisodeStore(context.run_dir, resume_step=step, decode=tokenizer.decode),
+        display=display,
+        state=plan.state,
+        takes_turns=not is_async(config),
+    )
+
+
+async def watch(
+    context: RunContext, child: Child, follower: Follower, folder: Path, display: RunDisplay
+) -> None:
+    """Follow the child to its end.
+
+    Raises what made the run give up, DeadlineExceeded after too long a silence, and
+    BackboneError when the child fails.
+    """
+    silence = Silence(context.config.trainer_common.stall_timeout)
+    asked, noticed = False, 0.0
+    while (code := child.ended()) is None:
+        await asyncio.sleep(POLL_SECONDS)
+        follower.poll()
+        silence.note(follower.signs())
+        if silence.too_long:
+            raise await asyncio.to_thread(stalled, folder, silence.seconds)
+        if (reason := files.gave_up(folder)) is not None:
+            raise reason
+        if context.stop.is_set() and not asked:
+            asked = True
+            child.ask_to_stop()
+        if silence.seconds < NOTICE_SECONDS:
+            noticed = 0.0
+        elif silence.seconds > 2 * noticed:
+            noticed = silence.seconds
+            display.waiting(follower.waits_for, noticed)
+    follower.poll()
+    if (reason := files.gave_up(folder)) is not None:
+        raise reason
+    if code:
+        raise failure(folder, code)
+
+
+def _merged(plan: Plan, display: RunDisplay) -> Path | None:
+    """The plain model folder; what cannot be merged is still a checkpoint."""
+    if verl_checkpoint(plan.run_dir) is None:
+        return None
+    try:
+        return merge_newest(plan.run_dir, plan.model)
+    except CheckpointError as error:
+        display.note(f"The checkpoint is not merged into one model folder: {error}")
+        return None

@@ -1,0 +1,51 @@
+"""Which stage verl's trainer is in, read from its attributes (verl 0.9.1, trainer/ppo/v1).
+
+While it starts, each part it has built is an attribute; in a step, each part that is done
+has left its seconds in `timing_raw`. Only looks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from astuner.backbone.verl.files import Stage
+
+STARTING = (
+    ("checkpoint_manager", "bringing the weights to the rollout servers"),
+    ("reward_loop_manager", "starting the rollout servers"),
+    ("actor_rollout_wg", "loading the model into verl's trainers"),
+    ("train_dataloader", "starting verl's workers"),
+)
+"""The newest first: once this attribute is there, that is what goes on."""
+
+
+def stage_of(trainer: Any) -> Stage:
+    """`trainer` is a PPOTrainer, or None before there is one."""
+    if trainer is None:
+        return Stage("starting verl's trainer")
+    if not hasattr(trainer, "logger"):  # set at the start of `fit`
+        words = (words for attribute, words in STARTING if hasattr(trainer, attribute))
+        return Stage(next(words, "starting verl's trainer"))
+    total = int(trainer.total_training_steps)
+    if not hasattr(trainer, "timing_raw"):  # set by the first step
+        return Stage("eval", int(trainer.global_steps), total)
+    return Stage(_of_step(trainer, set(trainer.timing_raw)), int(trainer.global_steps), total)
+
+
+def _of_step(trainer: Any, done: set[str]) -> str:
+    """What has not been done yet, in verl's order; a due save or validation is between."""
+    step, last = trainer.global_steps, trainer.total_training_steps
+    if "gen" not in done:
+        return "rollout"
+    if "update_actor" not in done:
+        return "train"
+    schedule = trainer.config.trainer
+    if _due(step, last, schedule.save_freq) and not {"save_checkpoint", "update_weights"} & done:
+        return "checkpoint"
+    if "update_weights" not in done or not _due(step, last, schedule.test_freq):
+        return "publish"
+    return "eval"
+
+
+def _due(step: int, last: int, every: int) -> bool:
+    return every > 0 and (step >= last or step % every == 0)
