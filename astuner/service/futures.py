@@ -1,0 +1,182 @@
+"""Answers that come later: every request that a future stands for, and its result.
+
+A future is opened when the request is accepted and answered exactly once; its result may
+be fetched any number of times until it is too old. Open futures and answers are in the
+store, so a new server knows what the old one had promised. Only the tenant who asked
+finds a future; nothing here changes one on behalf of somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from astuner.errors import CheckpointError, RequestError
+from astuner.service.records import RESULTS, Category, FutureRecord, parse, row
+from astuner.service.store.protocol import Row, Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request came to."""
+
+    body: bytes
+    content_type: str = "application/json"
+
+
+class FutureBook:
+    """All futures of the server. Lives on the server's loop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._records: dict[str, FutureRecord] = {}
+        self._answered: dict[str, asyncio.Event] = {}
+        self._kept: dict[str, bytes] = {}
+        """Results that the store would not take."""
+
+    # ------------------------------------------------------------ asking
+
+    def open(self, record: FutureRecord) -> bool:
+        """A request has been accepted. False when it is a repetition of one already here.
+
+        Raises RequestError (400) when its number belongs to another request.
+        """
+        known = self._records.get(record.request_id)
+        if known is not None:
+            if (known.digest, known.tenant) == (record.digest, record.tenant):
+                return False
+            raise RequestError(
+                f"The number of request {record.request_id} was used already, for another "
+                "request. Numbers may be repeated only to send the very same request again.",
+                code="number_reused",
+                param="seq_id",
+            )
+        self._records[record.request_id] = record
+        self._answered[record.request_id] = asyncio.Event()
+        self._write([row(record)])
+        return True
+
+    def known(self, request_id: str) -> bool:
+        return request_id in self._records
+
+    def find(self, request_id: str, tenant: str) -> FutureRecord:
+        """Raises RequestError (404) for one that is not the tenant's."""
+        record = self._records.get(request_id)
+        if record is None or record.tenant != tenant:
+            raise RequestError(
+                f"There is no request {request_id[:100]!r}, or its result was given up long ago.",
+                status=404,
+                code="no_such_request",
+            )
+        return record
+
+    async def wait(self, request_id: str, tenant: str, seconds: float) -> FutureRecord:
+        """The record once it is answered, or as it is when the time is over."""
+        record = self.find(request_id, tenant)
+        event = self._answered.get(request_id)
+        if record.status == "pending" and event is not None:
+            try:
+                await asyncio.wait_for(event.wait(), seconds)
+            except TimeoutError:
+                return record
+        return self.find(request_id, tenant)
+
+    def answer(self, record: FutureRecord) -> Answer:
+        """The result of a future that is done."""
+        body = self._kept.get(record.request_id)
+        if body is None:
+            body = self._store.read(RESULTS, record.request_id)
+        if body is None:
+            raise RequestError(
+                f"The result of request {record.request_id} was lost with an earlier server.",
+                status=410,
+                code="result_lost",
+            )
+        return Answer(body, record.content_type)
+
+    # ------------------------------------------------------------ answering
+
+    def done(self, request_id: str, answer: Answer, also: Sequence[Row] = ()) -> None:
+        """The result; `also` is written together with it, or not at all."""
+        record = self._records.get(request_id)
+        if record is None or record.status != "pending":
+            return
+        now = time.time()
+        record = replace(record, status="done", answered_at=now, content_type=answer.content_type)
+        if not self._write([row(record), Row(RESULTS, request_id, answer.body), *also]):
+            self._kept[request_id] = answer.body
+        self._settle(record)
+
+    def fail(
+        self, request_id: str, error: str, category: Category, also: Sequence[Row] = ()
+    ) -> None:
+        """The request came to nothing, and why."""
+        record = self._records.get(request_id)
+        if record is None or record.status != "pending":
+            return
+        now = time.time()
+        record = replace(record, status="failed", answered_at=now, error=error, category=category)
+        self._write([row(record), *also])
+        self._settle(record)
+
+    def lose(self, request_id: str) -> None:
+        """A stopped server did not get to it, and the client may ask again."""
+        record = self._records.get(request_id)
+        if record is not None and record.status == "pending":
+            record = replace(record, status="lost", answered_at=time.time())
+            self._write([row(record)])
+            self._settle(record)
+
+    def _settle(self, record: FutureRecord) -> None:
+        self._records[record.request_id] = record
+        event = self._answered.pop(record.request_id, None)
+        if event is not None:
+            event.set()
+
+    def _write(self, rows: Sequence[Row]) -> bool:
+        """Whether the store took it. It is no reason to fail a request that was computed: the
+        answer is then kept in memory, and only a restart would lose it."""
+        try:
+            self._store.write(rows)
+        except CheckpointError as error:
+            logger.error("%s Answers are kept in memory only until this is mended.", error)
+            return False
+        return True
+
+    # ------------------------------------------------------------ over time
+
+    def load(self) -> list[FutureRecord]:
+        """Read what an earlier server left; returns those that it did not answer."""
+        for _, value in self._store.scan("futures"):
+            record = parse(FutureRecord, value)
+            self._records[record.request_id] = record
+            if record.status == "pending":
+                self._answered[record.request_id] = asyncio.Event()
+        return [r for r in self._records.values() if r.status == "pending"]
+
+    def of(self, owner: str) -> Iterable[FutureRecord]:
+        """All futures of a run or sampler that are still known."""
+        return [r for r in self._records.values() if r.owner == owner]
+
+    def purge(self, answered_before: float) -> int:
+        """Give up answers older than this; returns how many."""
+        old = [
+            r.request_id
+            for r in self._records.values()
+            if r.status != "pending" and r.answered_at < answered_before
+        ]
+        for request_id in old:
+            del self._records[request_id]
+            self._kept.pop(request_id, None)
+        if old:
+            self._write([Row(table, key, None) for key in old for table in ("futures", RESULTS)])
+        return len(old)
+
+    @property
+    def pending(self) -> int:
+        return len(self._answered)

@@ -1,0 +1,1 @@
+"""Where the service's records outlive the process: nowhere, SQLite or Redis."""

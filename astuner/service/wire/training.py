@@ -1,0 +1,169 @@
+"""Training over HTTP: making runs, their operations, and fetching what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from astuner.errors import RequestError
+from astuner.service import training
+from astuner.service.protobuf import parse_train_request
+from astuner.service.records import Shape
+from astuner.service.service import NewRun, Service
+from astuner.service.training import Save
+from astuner.service.wire import requests as wire
+
+
+class TrainingEndpoints:
+    """See the module."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._limit = service.limits.max_request_bytes
+
+    def routes(self) -> Iterator[tuple[str, str, Any]]:
+        yield "POST", "/create_model", self.create_model
+        yield "POST", "/get_info", self.get_info
+        yield "POST", "/forward_backward", self.forward_backward
+        yield "POST", "/optim_step", self.optim_step
+        yield "POST", "/save_weights", self.save_state
+        yield "POST", "/save_weights_for_sampler", self.save_for_sampler
+        yield "POST", "/load_weights", self.load_state
+        yield "POST", "/retrieve_future", self.retrieve
+        yield "POST", "/cancel_future", self.cancel
+
+    # ------------------------------------------------------------ runs
+
+    async def create_model(self, request: Request, tenant: str) -> Response:
+        asked = await wire.parse(wire.CreateModel, request, self._limit)
+        if asked.optimizer_config.type not in ("adam", "adamw"):
+            raise RequestError(
+                f"The optimizer {asked.optimizer_config.type!r} is not offered here; AdamW is.",
+                code="unknown_optimizer",
+                param="optimizer_config",
+            )
+        lora = asked.lora_config or wire.Lora(rank=32)
+        shape = Shape(lora.rank, lora.train_mlp, lora.train_attn, lora.train_unembed)
+        wish = NewRun(asked.base_model, shape, lora.seed, asked.user_metadata)
+        name = self._service.create_run(
+            tenant, asked.session_id, asked.model_seq_id, wish, wire.digest(asked)
+        )
+        return _future(name)
+
+    async def get_info(self, request: Request, tenant: str) -> Response:
+        asked = await wire.parse(wire.ModelInfo, request, self._limit)
+        run = self._service.runs.find(asked.model_id, tenant)
+        base = self._service.base
+        data = {
+            "arch": base.arch,
+            "model_name": base.name,
+            "tokenizer_id": base.tokenizer_id,
+        }
+        return JSONResponse(
+            {
+                "type": "get_info",
+                "model_data": data,
+                "model_id": run.run_id,
+                "is_lora": True,
+                "lora_rank": run.shape.rank,
+                "model_name": base.name,
+                "optimizer_config": {"type": "adamw"},
+            }
+        )
+
+    # ------------------------------------------------------------ operations
+
+    async def forward_backward(self, request: Request, tenant: str) -> Response:
+        body = await wire.read_body(request, self._limit)
+        asked = await asyncio.to_thread(parse_train_request, body)
+        return _future(self._service.forward_backward(tenant, asked), asked.run_id)
+
+    async def optim_step(self, request: Request, tenant: str) -> Response:
+        asked = await wire.parse(wire.OptimStep, request, self._limit)
+        name = self._service.optim_step(
+            tenant,
+            asked.model_id,
+            asked.seq_id,
+            training.adam(asked.optim_params.model_dump()),
+            wire.digest(asked),
+        )
+        return _future(name, asked.model_id)
+
+    async def save_state(self, request: Request, tenant: str) -> Response:
+        asked = await wire.parse(wire.SaveState, request, self._limit)
+        save = Save(asked.path, asked.ttl_seconds, asked.overwrite, asked.user_metadata)
+        name = self._service.save_state(
+            tenant, asked.model_id, asked.seq_id, save, wire.digest(asked)
+        )
+        return _future(name, asked.model_id)
+
+    async def save_for_sampler(self, request: Request, tenant: str) -> Response:
+        asked = await wire.parse(wire.SaveForSampler, request, self._limit)
+        ids = (tenant, asked.model_id, asked.seq_id)
+        digest = wire.digest(asked)
+        if asked.sampling_session_seq_id is not None and asked.path is None:
+            inflight = asked.kind == "inflight"
+            number = asked.sampling_session_seq_id
+            name = self._service.open_run_sampler(*ids, number, inflight, digest)
+        else:
+            save = Save(asked.path, asked.ttl_seconds, False, asked.user_metadata)
+            name = self._service.save_for_sampler(*ids, save, digest)
+        return _future(name, asked.model_id)
+
+    async def load_state(self, request: Request, tenant: str) -> Response:
+        """Into a run that exists, or into a new one ("create via load")."""
+        asked = await wire.parse(wire.LoadState, request, self._limit)
+        digest = wire.digest(asked)
+        if asked.model_id is not None and asked.seq_id is not None:
+            name = self._service.load_state(
+                tenant, asked.model_id, asked.seq_id, asked.path, asked.optimizer, digest
+            )
+            return _future(name, asked.model_id)
+        if asked.session_id is None or asked.model_seq_id is None:
+            raise RequestError(
+                "Give model_id and seq_id, or session_id and model_seq_id.", code="missing_id"
+            )
+        name = self._service.create_run_from(
+            tenant,
+            asked.session_id,
+            asked.model_seq_id,
+            asked.user_metadata,
+            asked.path,
+            asked.optimizer,
+            digest,
+        )
+        return _future(name)
+
+    # ------------------------------------------------------------ futures
+
+    async def retrieve(self, request: Request, tenant: str) -> Response:
+        """What became of a request: its result, its error, or (408) nothing yet."""
+        asked = await wire.parse(wire.Retrieve, request, self._limit)
+        futures = self._service.futures
+        record = await futures.wait(asked.request_id, tenant, self._service.limits.poll_seconds)
+        if record.status == "pending":
+            body = {"type": "try_again", "request_id": record.request_id, "queue_state": "active"}
+            return JSONResponse(body, 408)
+        if record.status == "lost":
+            raise RequestError(
+                "The server was stopped before this was drawn. Send the request again.",
+                status=410,
+                code="request_lost",
+            )
+        if record.status == "failed":
+            return JSONResponse({"error": record.error, "category": record.category})
+        answer = futures.answer(record)
+        return Response(answer.body, media_type=answer.content_type)
+
+    async def cancel(self, request: Request, tenant: str) -> Response:
+        asked = await wire.parse(wire.Cancel, request, self._limit)
+        self._service.cancel(tenant, asked.request_id)
+        return JSONResponse({})
+
+
+def _future(request_id: str, model_id: str | None = None) -> JSONResponse:
+    return JSONResponse({"request_id": request_id, "model_id": model_id})
