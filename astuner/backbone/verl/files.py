@@ -103,7 +103,8 @@ def write_job(folder: Path, job: JobFile) -> Path:
 def read_job(folder: Path) -> JobFile:
     """The job, with the import path of the process that wrote it added to ours."""
     outer = pickle.loads((folder / JOB).read_bytes())
-    sys.path.extend(p for p in outer["sys_path"] if p and p not in sys.path)
+    # In front, as there: the environment may have another package of the same name.
+    sys.path[:0] = [p for p in dict.fromkeys(outer["sys_path"]) if p and p not in sys.path]
     return pickle.loads(outer["job"])
 
 

@@ -115,9 +115,8 @@ def _plan(context: RunContext, parts: UserParts, device: Device) -> Plan:
         state = state_at(run_dir / FOLDER, step, state)
         changed = check_resumable(Checkpoint(run_dir / FOLDER, state), settings)
         state = replace(state, config_hash=settings.config_hash)
-    facts = Facts(
-        str(model), _context_of(model), settings.total_steps, bool(parts.tasks.validation)
-    )
+    held_out = bool(parts.tasks.validation)
+    facts = Facts(str(model), _context_of(model), settings.total_steps, held_out)
     verl = to_verl(config, run_dir=run_dir, device=device, resume=step is not None, facts=facts)
     if step and "trainer.val_before_train" not in raw(config):
         verl["trainer.val_before_train"] = held_out and _owed(state, settings)
