@@ -27,7 +27,11 @@ OPTIONAL = {
     "trackio": "trackio",
     "mlflow-skinny": "mlflow",
     "agentscope": "agentscope",
+    "verl": "verl",
+    "ray": "verl",
+    "vllm": "verl",
 }
+CPU_ENVIRONMENT = "python scripts/install.py --env verl (in a checkout)"
 
 
 def installed(package: str) -> str | None:
@@ -46,13 +50,23 @@ def memory_gib() -> float | None:
         return None
 
 
+def gpus() -> list[str]:
+    """Name and memory of each CUDA device that torch sees."""
+    if installed("torch") is None:
+        return []
+    import torch
+
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in found]
+
+
 def devices() -> str:
     """What torch could compute on."""
     if installed("torch") is None:
         return "torch is not installed"
     import torch
 
-    found = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found = gpus()
     if torch.backends.mps.is_available():
         found.append("Apple GPU (mps)")
     return ", ".join(found) or f"no GPU; CPU with {torch.get_num_threads()} threads"
@@ -63,13 +77,24 @@ def backbones() -> list[tuple[str, str, str]]:
     missing = [package for package in CORE if installed(package) is None]
     runs = "no" if missing else "yes"
     mend = f"pip install {' '.join(missing)}" if missing else ""
-    later = "not part of this version of astuner"
     return [
         ("local", runs, mend),
         ("debug", runs, mend),
-        ("verl", "no", later),
-        ("trinity", "no", later),
+        ("verl", *verl_here(len(gpus()))),
+        ("trinity", "no", "not part of this version of astuner"),
     ]
+
+
+def verl_here(num_gpus: int) -> tuple[str, str]:
+    """Whether verl can run on a machine with so many GPUs, and what to type."""
+    there = all(installed(package) for package in ("verl", "ray"))
+    if num_gpus == 0:
+        if not there:
+            return "no", f"to try it out on the CPU: {CPU_ENVIRONMENT}"
+        return "to try out", "no GPU: the CPU is very slow; local trains better on it"
+    if not there or not any(installed(engine) for engine in ("vllm", "sglang")):
+        return "no", 'pip install "astuner\\[verl]"'
+    return "yes", f"trainer_common.n_gpus_per_node={num_gpus} uses all GPUs here"
 
 
 def doctor() -> int:

@@ -94,6 +94,29 @@ def test_explain_shows_origin(conf: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "command line" in out
 
 
+@pytest.mark.parametrize(
+    ("packages", "num_gpus", "runs", "types"),
+    [
+        ((), 0, "no", "scripts/install.py --env verl"),
+        (("verl", "ray"), 0, "to try out", "local trains better"),
+        ((), 8, "no", 'pip install "astuner\\[verl]"'),
+        (("verl", "ray"), 8, "no", 'pip install "astuner\\[verl]"'),
+        (("verl", "ray", "vllm"), 8, "yes", "n_gpus_per_node=8"),
+        (("verl", "ray", "sglang"), 1, "yes", "n_gpus_per_node=1"),
+    ],
+)
+def test_doctor_knows_what_verl_needs(
+    packages: tuple[str, ...], num_gpus: int, runs: str, types: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from astuner.cli import doctor
+
+    monkeypatch.setattr(doctor, "installed", lambda name: "1" if name in packages else None)
+    said = doctor.verl_here(num_gpus)
+    assert said[0] == runs
+    assert types in said[1]
+
+
 def test_doctor_says_that_local_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     assert "local" in capsys.readouterr().out
