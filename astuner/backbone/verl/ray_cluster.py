@@ -72,10 +72,11 @@ def check_address(address: str) -> None:
 
 def environment(folder: Path, device: str) -> dict[str, str]:
     """What every process of verl must have in its environment."""
-    others = [m for m in os.environ.get(PLUGINS_VARIABLE, "").split(",") if m and m not in PLUGINS]
+    ours = [*PLUGINS, verl_cpu.PLUGIN] if device == "cpu" else [*PLUGINS]
+    others = [m for m in os.environ.get(PLUGINS_VARIABLE, "").split(",") if m and m not in ours]
     return {
         FOLDER_VARIABLE: str(folder),
-        PLUGINS_VARIABLE: ",".join([*PLUGINS, *others]),
+        PLUGINS_VARIABLE: ",".join([*ours, *others]),
         "VERL_FILE_LOGGER_PATH": str(folder / METRICS),
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -60,7 +60,7 @@ def _embedded() -> type:
 
 
 def _vllm_cpu() -> type:
-    from astuner.backbone.verl_cpu.vllm_cpu import CpuVLLMReplica
+    from astuner.backbone.verl_cpu.vllm_server import CpuVLLMReplica
 
     return CpuVLLMReplica
 
