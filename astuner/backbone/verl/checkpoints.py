@@ -24,9 +24,11 @@ _FOLDER = re.compile(r"global_step_(\d+)")
 class OnlyWanted:
     """verl's CheckpointCallback, by shape."""
 
-    def __init__(self, config: Any = None) -> None:
+    def __init__(self, config: Any) -> None:
+        """`config` is verl's. The last step is the one planned, wherever the run is stopped."""
         trainer = read_job(folder_of_process()).config.trainer_common
         self._every, self._keep = trainer.save_freq, trainer.keep_checkpoints
+        self._last = int(config.trainer.total_training_steps or 0)
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, **_: Any) -> None:
         """Called when the checkpoint of this step is whole. Never raises OSError: a folder
@@ -37,7 +39,7 @@ class OnlyWanted:
             global_step,
             every=self._every,
             keep=self._keep,
-            last=int(trainer.total_training_steps),
+            last=self._last,
         ):
             try:
                 delete(folder / f"global_step_{step}")

@@ -161,18 +161,11 @@ def nearest(config: DictConfig, key: str) -> str | None:
 
 
 def _all_keys(node: DictConfig, prefix: str) -> Iterator[str]:
-    target = _dataclass_of(node) if prefix else None
-    names = dict.fromkeys([*map(str, node.keys()), *(_fields(target) if target else ())])
-    for name in names:
-        if name.startswith("_"):
-            continue
-        value = None if name not in node or OmegaConf.is_missing(node, name) else _value(node, name)
+    """Those that stand in verl's YAML, without following interpolations."""
+    for name in map(str, node):
+        opaque = OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name)
+        value = None if opaque else node[name]
         if isinstance(value, DictConfig) and len(value):
             yield from _all_keys(value, f"{prefix}{name}.")
-        else:
+        elif not name.startswith("_"):
             yield f"{prefix}{name}"
-
-
-def _value(node: DictConfig, name: str) -> Any:
-    """Without following interpolations: another place has those names already."""
-    return None if OmegaConf.is_interpolation(node, name) else node[name]
