@@ -9,8 +9,10 @@ the result is rounded once, to the base model's own dtype. Reads FSDP checkpoint
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -63,7 +65,7 @@ def merge(shards: Path, base: Path, to: Path) -> Path:
             f"The checkpoint {shards} cannot be read: {error}. Resume from an earlier one."
         ) from error
     _fill(model, {name: value.to(dtype) for name, value in whole.items()}, shards)
-    with whole_files(to) as scratch:
+    with whole_files(to) as scratch, _quiet():
         model.save_pretrained(scratch)
         # The base's own config is readable by more versions than one written anew.
         (scratch / "config.json").unlink()
@@ -106,7 +108,25 @@ def _load(folder: Path) -> list[Mapping[str, Any]]:
     world = int(json.loads((folder / "fsdp_config.json").read_text())["world_size"])
     files = [folder / f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
     # verl pickles distributed tensors, which the weights-only reader refuses.
-    return [torch.load(f, map_location="cpu", weights_only=False, mmap=True) for f in files]
+    with _quiet():
+        return [torch.load(f, map_location="cpu", weights_only=False, mmap=True) for f in files]
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without progress bars, and torch's warning that reading a mesh makes no process groups."""
+    from transformers.utils import logging as bars
+
+    log = logging.getLogger("torch.distributed.device_mesh")
+    level, shown = log.level, bars.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR)
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if shown:
+            bars.enable_progress_bar()
 
 
 def joined(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

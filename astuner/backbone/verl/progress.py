@@ -133,7 +133,7 @@ class Follower:
 
     def _step_done(self, step: int, verl: Mapping[str, float]) -> None:
         evicted = self._waiting.evict(int(verl.get(EVICTED, 0)))
-        records = self._waiting.take()
+        records = self._waiting.take(step)
         counters = _counters(records, evicted)
         batch = make_batch([_group(r, step) for r in records], self._settings)
         seconds = verl.get("timing_s/step", 0.0)
@@ -193,15 +193,14 @@ class Waiting:
         self.train = [r for r in self.train if r not in gone]
         return gone
 
-    def take(self) -> list[GroupRecord]:
-        """Those of the step that is finished: all, or where rollouts run ahead a batch of the
-        oldest, as verl's sampler chooses them, with the dropped ones."""
-        if self.takes_turns:
-            taken, self.train = self.train, []
-            return taken
-        kept = sorted((r for r in self.train if r.kept), key=lambda r: r.step)
-        taken = [r for r in self.train if not r.kept] + kept[: self.batch_size]
-        self.train = kept[self.batch_size :]
+    def take(self, step: int) -> list[GroupRecord]:
+        """Those of the step that is finished: all that were started for it, or where rollouts
+        run ahead a batch of the oldest, as verl's sampler chooses them, with the dropped ones."""
+        begun = sorted((r for r in self.train if r.step <= step), key=lambda r: r.step)
+        kept = [r for r in begun if r.kept]
+        taken = kept if self.takes_turns else kept[: self.batch_size]
+        taken += [r for r in begun if not r.kept]
+        self.train = [r for r in self.train if r not in taken]
         return taken
 
 

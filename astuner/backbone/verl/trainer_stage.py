@@ -27,9 +27,10 @@ def stage_of(trainer: Any) -> Stage:
         words = (words for attribute, words in STARTING if hasattr(trainer, attribute))
         return Stage(next(words, "starting verl's trainer"))
     total = int(trainer.total_training_steps)
-    if not hasattr(trainer, "timing_raw"):  # set by the first step
+    if not hasattr(trainer, "prev_step_profile"):  # set after the validation before training
         return Stage("eval", int(trainer.global_steps), total)
-    return Stage(_of_step(trainer, set(trainer.timing_raw)), int(trainer.global_steps), total)
+    done: set[str] = set(getattr(trainer, "timing_raw", ()))
+    return Stage(_of_step(trainer, done), int(trainer.global_steps), total)
 
 
 def _of_step(trainer: Any, done: set[str]) -> str:
