@@ -87,6 +87,46 @@ def test_resume_without_a_run_says_so(conf: Path, capsys: pytest.CaptureFixture[
     assert "no run folder" in capsys.readouterr().err
 
 
+def test_explain_prints_the_whole_translation_to_verl(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("astuner:\n  verl: {trainer: {log_val_generations: 5}}\n")
+    asked = ["explain", "--conf", str(path), "--backbone", "verl", "--ray-address", "10.0.0.1:6379"]
+    assert main([*asked, "rollout.num_repeat=4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = {line.split(" = ")[0].strip(): line for line in lines if " = " in line}
+    assert (
+        "[command line] verl: actor_rollout_ref.rollout.n=4" in told["astuner.rollout.num_repeat"]
+    )
+    assert "'10.0.0.1:6379'  [command line]" in told["astuner.trainer_common.ray_address"]
+    assert told["algorithm.use_kl_in_reward"] == "algorithm.use_kl_in_reward = False"
+    assert lines[-1] == "note: `astuner.verl` sets trainer.log_val_generations=5 instead of 0."
+
+
+def test_explain_names_what_keeps_verl_from_starting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("astuner: {trainer_common: {optim: {lr_schedule: linear}}}\n")
+    assert main(["explain", "--conf", str(path)]) == 0
+    assert main(["explain", "--conf", str(path), "--backbone", "verl"]) == 2
+    assert "`astuner.trainer_common.optim.lr_schedule` is 'linear'" in capsys.readouterr().err
+
+
+def test_explain_for_verl_needs_no_verl(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("astuner: {backbone: verl}\n")
+    code = (
+        "import sys\nfrom astuner.cli import main\n"
+        f"assert main(['explain', '--conf', {str(path)!r}]) == 0\n"
+        "heavy = {'torch', 'ray', 'verl', 'hydra'} & set(sys.modules)\n"
+        "sys.exit(str(sorted(heavy)) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_explain_shows_origin(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "--conf", str(conf), "--set-only", "seed=3"]) == 0
     out = capsys.readouterr().out

@@ -54,6 +54,12 @@ def refusal(*overrides: str) -> str:
         ("debug.model=endpont", "Did you mean 'endpoint'?"),
         ("trainer_common.algorithm.loss_agg_mode=token", "Did you mean 'token-mean'?"),
         ("trainer_common.optim.lr_schedule=cosin", "Did you mean 'cosine'?"),
+        ("rollout.mode=asynk", "must be one of auto, sync, async. Did you mean 'async'?"),
+        ("rollout.engine=vlm", "Did you mean 'vllm'?"),
+        ("trainer_common.device=gpu", "must be one of auto, cuda, cpu."),
+        ("rollout.gpu_memory_utilization=1", "must be above 0 and below 1, but is 1.0."),
+        ("rollout.n_gpus_per_node=0", "must be at least 1, but is 0."),
+        ("trainer_common.stall_timeout=0", "must be above 0, but is 0.0."),
         ("trainer_common.kl_loss_type=kl", "must be one of k1, k2, k3, low_var_kl."),
         ("trainer_common.logger=[console, wanb]", "`astuner.trainer_common.logger` is 'wanb', but "
          "must be one of console, tensorboard, wandb, swanlab, trackio, mlflow. "
@@ -157,6 +163,21 @@ def test_a_key_of_another_backbone_is_an_error(tmp_path: Path) -> None:
         "local; only verl and trinity read it. Remove it, or choose --backbone verl."
     )
     assert check_backbone(loaded, "verl") == []
+
+
+def test_raw_settings_are_verls_alone_and_any_key_may_be_named() -> None:
+    loaded = load_config(None, ["verl.actor_rollout_ref.actor.entropy_coeff=0.01"])
+    assert loaded.config.verl == {"actor_rollout_ref": {"actor": {"entropy_coeff": 0.01}}}
+    assert check_backbone(loaded, "verl") == []
+    with pytest.raises(ConfigError, match=r"`astuner\.verl` .* only verl read it"):
+        check_backbone(loaded, "local")
+
+
+def test_the_rollouts_own_pool_is_read_in_asynchronous_mode_only() -> None:
+    pool = "rollout.n_gpus_per_node=4"
+    (warning,) = check_backbone(load_config(None, [pool]), "verl")
+    assert warning.endswith("is set but not read: astuner.rollout.mode is auto.")
+    assert check_backbone(load_config(None, [pool, "rollout.mode=async"]), "verl") == []
 
 
 def test_a_file_for_training_runs_unchanged_in_debug(tmp_path: Path) -> None:

@@ -34,6 +34,15 @@ def test_the_minimum_example_writes_the_yaml_users_know(tmp_path: Path) -> None:
     assert again.dump_job_as_yaml(tmp_path / "again.yaml").read_text() == path.read_text()
 
 
+@pytest.mark.parametrize(
+    ("n_gpu", "device", "gpus"), [(8, "cuda", 8), (1, "cuda", 1), (0, "cpu", 8), (None, "auto", 8)]
+)
+def test_gpus_for_verl(n_gpu: int | None, device: str, gpus: int) -> None:
+    config = AstunerJob("verl", "Qwen/Qwen2.5-7B-Instruct", n_gpu).config
+    trainer = config.trainer_common
+    assert (trainer.device, trainer.n_gpus_per_node, config.model.device) == (device, gpus, "auto")
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_by_name_exists(name: str) -> None:
     algorithm = AstunerJob(algorithm=name).config.trainer_common.algorithm

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from astuner.backbone.translation import translation_of
+from astuner.backbone.verl.translate import to_verl
 from astuner.config.load import check_backbone, check_complete, load_config
 from astuner.loading import load_object
 from astuner.task_judge import make_judge
 from astuner.task_runner.workflow import check_workflow
 from astuner.trainer import TrainSettings
 
-from .artefacts import CONFIGS, PAGES, blocks, name_of
+from .artefacts import CONFIGS, PAGES, ROOT, blocks, name_of
 
 
 def test_there_are_some() -> None:
@@ -30,7 +32,27 @@ def test_a_config_can_be_run(path: Path) -> None:
     assert (judge is None) == (config.task_judge.judge_type == "none")
     settings = TrainSettings.from_config(config, steps_per_epoch=10)
     assert settings.total_steps == config.trainer_common.total_steps
-    assert config.backbone == "local"
+    assert config.backbone == ("verl" if "verl" in path.name else "local")
+    told = translation_of(config, config.backbone)
+    assert (told.problems, told.notes) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "settings"),
+    [
+        ("math_verl", 1, {"actor_rollout_ref.model.lora_rank": 16, "data.train_batch_size": 16}),
+        ("math_verl_1gpu", 1, {"trainer.n_gpus_per_node": 1, "trainer.save_freq": 10}),
+        ("math_verl_8gpu", 8, {"trainer.nnodes": 1, "actor_rollout_ref.model.lora_rank": 0}),
+        ("math_verl_16gpu", 16, {"trainer.nnodes": 2, "trainer.n_gpus_per_node": 8,
+                                 "actor_rollout_ref.actor.ppo_mini_batch_size": 128}),
+    ],
+)  # fmt: skip
+def test_a_config_for_gpus_becomes_verls(name: str, gpus: int, settings: dict[str, object]) -> None:
+    config = load_config(ROOT / f"configs/{name}.yaml").config
+    told = to_verl(config, run_dir=Path("/runs/x"), device="cuda")
+    assert told["trainer.nnodes"] * told["trainer.n_gpus_per_node"] == gpus
+    assert {key: told[key] for key in settings} == settings
+    assert told["trainer.total_training_steps"] == config.trainer_common.total_steps
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from astuner.algorithm import ADVANTAGES
+from astuner.backbone.verl.learning import LOSSES
 from astuner.backbone.verl.sections import (
     ACTOR,
     EMBEDDED,
-    LOSSES,
     Device,
     agent_workers,
     engine_name,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from astuner.backbone.translation import Translation
-from astuner.backbone.verl import sections
+from astuner.backbone.verl import learning, sections
 from astuner.backbone.verl.limits import assumed, check, notes, problems
 from astuner.backbone.verl.sections import ACTOR, MODEL, REF, ROLLOUT, Device, Facts, Settings
 from astuner.config.keys import keys
@@ -23,6 +23,7 @@ __all__ = [
     "Facts",
     "becomes",
     "check",
+    "notes",
     "overridden",
     "raw",
     "to_verl",
@@ -210,10 +211,10 @@ def translated(
         **sections.data(config),
         **sections.rollout(config, device, facts),
         **sections.mode(config, device),
-        **sections.algorithm(config),
-        **sections.optimizer(config),
-        **sections.batches(config),
-        **sections.compilation(device),
+        **learning.algorithm(config),
+        **learning.optimizer(config),
+        **learning.batches(config),
+        **learning.compilation(device),
         **sections.schedule(config, run_dir, facts, resume=resume),
     }
 

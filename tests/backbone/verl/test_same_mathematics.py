@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from astuner.algorithm import AGGREGATIONS, accepted, find_kl, find_loss, resolve
 from astuner.algorithm.assign import weigh
-from astuner.backbone.verl import sections
+from astuner.backbone.verl import learning, sections
 from astuner.backbone.verl.compose import compose
 from astuner.backbone.verl.translate import to_verl
 from astuner.config.load import load_config
@@ -140,7 +140,7 @@ def verls(
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
     from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 
-    correction = sections.algorithm(config)
+    correction = learning.algorithm(config)
     prefix = "algorithm.rollout_correction"
     old, truncated = data["proximal"], None
     if correction[f"{prefix}.bypass_mode"]:
@@ -217,7 +217,7 @@ def test_kl_below_the_cut_of_k3(kind: str) -> None:
     data = rows()
     mine, theirs = (data["current"].clone().requires_grad_() for _ in range(2))
     our_kl = find_kl(kind)(mine, data["reference"])
-    their_kl = kl_penalty(theirs, data["reference"], sections.KLS[kind])
+    their_kl = kl_penalty(theirs, data["reference"], learning.KLS[kind])
     assert float(our_kl.detach().max()) < 10
     torch.testing.assert_close(their_kl, our_kl)
     our_kl.sum().backward()

@@ -10,7 +10,7 @@ import pytest
 
 from astuner.algorithm import AGGREGATIONS, KLS, find_loss
 from astuner.backbone import verl_cpu
-from astuner.backbone.verl import dataset, limits, sections, translate
+from astuner.backbone.verl import dataset, learning, limits, sections, translate
 from astuner.backbone.verl.checkpoints import OnlyWanted
 from astuner.backbone.verl.sections import Device, Facts
 from astuner.backbone.verl.translate import becomes, overridden, to_verl, warnings
@@ -410,15 +410,15 @@ def test_the_dataset_is_where_verl_is_told() -> None:
 
 
 def test_clip_ranges_are_those_of_our_losses() -> None:
-    for loss, (_, low, high) in sections.LOSSES.items():
+    for loss, (_, low, high) in learning.LOSSES.items():
         parameters = inspect.signature(find_loss(loss)).parameters
-        if loss in sections.UNCLIPPED:
+        if loss in learning.UNCLIPPED:
             assert "clip_low" not in parameters
         else:
             assert (parameters["clip_low"].default, parameters["clip_high"].default) == (low, high)
-        assert ("tis_cap" in parameters) == (loss not in sections.UNCORRECTED)
-    assert set(sections.AGGREGATIONS) == set(AGGREGATIONS)
-    assert set(sections.KLS) == set(KLS)
+        assert ("tis_cap" in parameters) == (loss not in learning.UNCORRECTED)
+    assert set(learning.AGGREGATIONS) == set(AGGREGATIONS)
+    assert set(learning.KLS) == set(KLS)
 
 
 # ---------------------------------------------------------------- the device
