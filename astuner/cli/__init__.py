@@ -19,6 +19,7 @@ other commands:
   astuner explain --conf FILE [--backbone B]    every key: value, origin, meaning for the backbone
   astuner eval --conf FILE [--adapter DIR]      score the held-out tasks, with or without an adapter
   astuner chat RUN_DIR                          talk to the model of a finished run
+  astuner serve [--conf FILE | --model NAME]    a fine-tuning service that many share (Tinker API)
   astuner doctor                                what this machine has and which backbones can run
 
 exit codes: 0 done, 2 configuration, 3 your workflow, judge or data, 4 missing package, 5 model,
@@ -101,10 +102,22 @@ def _doctor(argv: Sequence[str]) -> int:
     return doctor()
 
 
+def _serve(argv: Sequence[str]) -> int:
+    parser = _parser("serve", "Share one model: fine-tune and sample over the Tinker API.")
+    parser.add_argument("--conf", metavar="FILE", help="the service's YAML configuration")
+    parser.add_argument("--model", metavar="NAME", help="short for model.path=NAME")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. port=0")
+    args = parser.parse_intermixed_args(argv)
+    from astuner.cli.commands import serve
+
+    return serve(args)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "explain": _explain,
     "eval": _eval,
     "chat": _chat,
+    "serve": _serve,
     "doctor": _doctor,
 }
 

@@ -100,6 +100,19 @@ def chat(args: argparse.Namespace) -> int:
     return 0
 
 
+def serve(args: argparse.Namespace) -> int:
+    """Run the fine-tuning service until it is told to stop."""
+    _log_to_console()
+    from astuner.config.service import load_service_config
+
+    overrides = [*([f"model.path={args.model}"] if args.model else []), *args.overrides]
+    config = load_service_config(args.conf, overrides)
+    from astuner.service.serve import serve as run
+
+    run(config, lambda line: print(line, flush=True))
+    return 0
+
+
 def _ask() -> str:
     try:
         return input("> ").strip()

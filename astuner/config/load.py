@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,11 +23,11 @@ from omegaconf.errors import (
 )
 
 from astuner.config.check import value_problems
-from astuner.config.keys import ROOT, full, get, keys, nearest, open_parent, sections
+from astuner.config.keys import ROOT, RUN, Table, get, keys
 from astuner.config.loaded import COMMAND_LINE, DEFAULT, PYTHON, LoadedConfig, Origin, joined
 from astuner.config.overrides import parse_override
 from astuner.config.readers import check_backbone, check_complete
-from astuner.config.schema import AstunerConfig, RootConfig
+from astuner.config.schema import AstunerConfig
 from astuner.config.source import Dumper, Place, Source, parse_value, read_yaml
 from astuner.errors import ConfigError
 
@@ -53,13 +53,14 @@ class _Setting:
     text: str | None = None
 
 
-@dataclass(slots=True)
 class _Build:
     """A configuration in the making, and all that was wrong so far."""
 
-    tree: DictConfig = field(default_factory=lambda: OmegaConf.structured(RootConfig))
-    origins: dict[str, Origin] = field(default_factory=lambda: dict.fromkeys(keys(), DEFAULT))
-    problems: list[str] = field(default_factory=list[str])
+    def __init__(self, table: Table = RUN) -> None:
+        self.table = table
+        self.tree: DictConfig = OmegaConf.structured(table.root_class)
+        self.origins: dict[str, Origin] = dict.fromkeys(table.keys, DEFAULT)
+        self.problems: list[str] = []
 
 
 def load_config(
@@ -76,18 +77,42 @@ def load_config(
     ConfigError with every problem found.
     """
     path = None if path is None else Path(path)
-    source = Source({}) if path is None else read_yaml(path)
     build = _Build()
-    settings = list(_from_file(source, build.problems))
-    for text in overrides:
-        name, value = parse_override(text)
-        settings += _leaves(name, value, {}, build.problems, COMMAND_LINE)
+    settings = _settings(build, path, overrides)
     for name, value in (("backbone", backbone), ("experiment_dir", experiment_dir)):
         if value is not None:
             settings.append(_Setting(name, value, COMMAND_LINE))
     for setting in settings:
         _apply(build, setting)
     return _finish(build, path)
+
+
+def load_table(
+    table: Table, path: Path | None, overrides: Sequence[str]
+) -> tuple[Any, Mapping[str, Origin]]:
+    """The configuration of another schema, an object of its class, and where each key came
+    from. Raises ConfigError with every problem found."""
+    build = _Build(table)
+    for setting in _settings(build, path, overrides):
+        _apply(build, setting)
+    _resolve(build)
+    if build.problems:
+        raise ConfigError(joined(build.problems))
+    return getattr(OmegaConf.to_object(build.tree), table.root), build.origins
+
+
+def _settings(build: _Build, path: Path | None, overrides: Sequence[str]) -> list[_Setting]:
+    """What the file and the overrides set, in the order of precedence."""
+    source = Source({}) if path is None else read_yaml(path, build.table.root)
+    settings = [
+        leaf
+        for name, value in source.values.items()
+        for leaf in _leaves(str(name), value, source.places, build)
+    ]
+    for text in overrides:
+        name, value = parse_override(text, build.table)
+        settings += _leaves(name, value, {}, build, COMMAND_LINE)
+    return settings
 
 
 def from_python(config: AstunerConfig, path: Path | None = None) -> LoadedConfig:
@@ -136,53 +161,50 @@ _ESSENTIAL = ("backbone", "model.path", "rollout.user_workflow", "task_reader.ty
 # ---------------------------------------------------------------- from nested to leaves
 
 
-def _from_file(source: Source, problems: list[str]) -> Iterator[_Setting]:
-    for name, value in source.values.items():
-        yield from _leaves(str(name), value, source.places, problems)
-
-
 def _leaves(
     name: str,
     value: Any,
     places: Mapping[str, Place],
-    problems: list[str],
+    build: _Build,
     origin: Origin | None = None,
 ) -> Iterator[_Setting]:
     """The leaves below `name`; an override may hold a whole section too. Without an
     `origin`, each comes from its place in the file."""
+    table, problems = build.table, build.problems
     place = places.get(name)
     at = origin or Origin("file", place.where if place else "")
-    if name in keys() or open_parent(name):
+    if name in table.keys or table.open_parent(name):
         yield _Setting(name, value, at, place.text if place else None)
-    elif name not in sections():
-        problems.append(_unknown(name, at))
+    elif name not in table.sections:
+        problems.append(_unknown(name, at, table))
     elif isinstance(value, dict):
         for child, below in cast("dict[Any, Any]", value).items():
-            yield from _leaves(f"{name}.{child}", below, places, problems, origin)
+            yield from _leaves(f"{name}.{child}", below, places, build, origin)
     elif value is not None:  # an empty section, its lines commented out, is fine
-        children = ", ".join(child.rpartition(".")[2] for child in sections()[name].children)
+        children = ", ".join(child.rpartition(".")[2] for child in table.sections[name].children)
         problems.append(
-            f"{at}: `{full(name)}` is a section, not a value, but {value!r} was given. "
+            f"{at}: `{table.full(name)}` is a section, not a value, but {value!r} was given. "
             f"Its keys are: {children}."
         )
 
 
-def _unknown(name: str, at: Origin) -> str:
-    near = nearest(name)
+def _unknown(name: str, at: Origin, table: Table) -> str:
+    near = table.nearest(name)
     if near is not None:
-        return f"{at}: unknown key `{full(name)}`; did you mean `{full(near)}`?"
+        return f"{at}: unknown key `{table.full(name)}`; did you mean `{table.full(near)}`?"
     parent = name.rpartition(".")[0]
-    while parent not in sections():
+    while parent not in table.sections:
         parent = parent.rpartition(".")[0]
-    children = ", ".join(child.rpartition(".")[2] for child in sections()[parent].children)
-    return f"{at}: unknown key `{full(name)}`. `{full(parent)}` has: {children}."
+    children = ", ".join(child.rpartition(".")[2] for child in table.sections[parent].children)
+    return f"{at}: unknown key `{table.full(name)}`. `{table.full(parent)}` has: {children}."
 
 
 # ---------------------------------------------------------------- onto the schema
 
 
 def _apply(build: _Build, setting: _Setting) -> None:
-    key = keys().get(setting.name) or open_parent(setting.name)
+    full = build.table.full
+    key = build.table.keys.get(setting.name) or build.table.open_parent(setting.name)
     assert key is not None  # _leaves yields known keys only
     value = setting.value
     if key.type is str and setting.text is not None:
@@ -209,8 +231,7 @@ def _finish(build: _Build, path: Path | None) -> LoadedConfig:
     _resolve(build)
     if build.problems:
         raise ConfigError(joined(build.problems))
-    root = cast(RootConfig, OmegaConf.to_object(build.tree))
-    config = root.astuner
+    config = cast(AstunerConfig, getattr(OmegaConf.to_object(build.tree), ROOT))
     if config.experiment_name == AUTO and path is not None:
         config.experiment_name = path.stem
     problems = [
@@ -224,7 +245,8 @@ def _finish(build: _Build, path: Path | None) -> LoadedConfig:
 
 def _resolve(build: _Build) -> None:
     """Read every value once, so that a bad `${...}` is reported with its key and place."""
-    for name, key in keys().items():
+    full = build.table.full
+    for name, key in build.table.keys.items():
         try:
             value = OmegaConf.select(build.tree, full(name), throw_on_missing=True)
             if OmegaConf.is_config(value):

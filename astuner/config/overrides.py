@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from astuner.config.keys import keys, short
+from astuner.config.keys import RUN, Table
 from astuner.config.source import parse_value
 from astuner.errors import ConfigError
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str, table: Table = RUN) -> tuple[str, Any]:
     """`key=value` as (key below the root, value). Raises ConfigError if malformed; whether
     the key exists is checked where it is applied."""
     name, equals, raw = text.partition("=")
@@ -25,18 +25,18 @@ def parse_override(text: str) -> tuple[str, Any]:
     if name.startswith("~"):
         raise ConfigError(
             f"The override {text!r} wants to delete a key. Every key has a value; "
-            f"set it instead: {short(name[1:])}=VALUE."
+            f"set it instead: {table.short(name[1:])}=VALUE."
         )
-    name = short(name.removeprefix("++").removeprefix("+"))
+    name = table.short(name.removeprefix("++").removeprefix("+"))
     if not equals or not name or any(not part for part in name.split(".")):
         raise ConfigError(
             f"The override {text!r} is malformed. Write key=value, e.g. rollout.num_repeat=4."
         )
-    return name, _value(name, raw.strip(), text)
+    return name, _value(name, raw.strip(), text, table)
 
 
-def _value(name: str, raw: str, text: str) -> Any:
-    key = keys().get(name)
+def _value(name: str, raw: str, text: str, table: Table) -> Any:
+    key = table.keys.get(name)
     quoted = raw[:1] in ("'", '"')
     if raw == "" or (key is not None and key.type is str and not quoted and raw != "null"):
         return raw

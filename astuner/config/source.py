@@ -19,12 +19,19 @@ import yaml
 from astuner.config.keys import ROOT
 from astuner.errors import ConfigError
 
-_LOOKS_LIKE = f"""A configuration looks like this:
+_LOOKS_LIKE = {
+    ROOT: f"""A configuration looks like this:
 
     {ROOT}:
       model: {{path: smollm2-135m}}
       rollout: {{user_workflow: my_package.my_module->MyWorkflow}}
-"""
+""",
+    "service": """A service's configuration looks like this:
+
+    service:
+      model: {path: smollm2-135m}
+""",
+}
 _FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)[eE][-+]?\d+$")
 
 
@@ -58,26 +65,27 @@ class Source:
     """Dotted path below the root key -> its place."""
 
 
-def read_yaml(path: Path) -> Source:
+def read_yaml(path: Path, root: str = ROOT) -> Source:
     """The content of the file below its root key. Raises ConfigError."""
-    node, data = _parse(_read_text(path), path)
-    if not isinstance(data, dict) or ROOT not in data:
+    node, data = _parse(_read_text(path), path, root)
+    if not isinstance(data, dict) or root not in data:
         found = ", ".join(str(key) for key in cast("dict[Any, Any]", data or {}))
         seen = f"its root has: {found}" if isinstance(data, dict) and data else "it is empty"
-        raise ConfigError(f"{path} has no root key `{ROOT}` ({seen}). {_LOOKS_LIKE}")
+        raise ConfigError(f"{path} has no root key `{root}` ({seen}). {_LOOKS_LIKE[root]}")
     below = cast("dict[Any, Any]", data)
     roots = {key.value: (key, value) for key, value in node.value}
     for name, (key, _) in roots.items():
-        if name != ROOT:
+        if name != root:
             raise ConfigError(
                 f"{_where(path, key)}: unknown root key `{name}`. A file has one root key, "
-                f"`{ROOT}`; move what you need below it and remove the rest."
+                f"`{root}`; move what you need below it and remove the rest."
             )
-    key, section = roots[ROOT]
-    values = below[ROOT] if below[ROOT] is not None else {}
+    key, section = roots[root]
+    values = below[root] if below[root] is not None else {}
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{_where(path, key)}: `{ROOT}` must hold a mapping, not {values!r}. {_LOOKS_LIKE}"
+            f"{_where(path, key)}: `{root}` must hold a mapping, not {values!r}. "
+            f"{_LOOKS_LIKE[root]}"
         )
     return Source(cast("dict[Any, Any]", values), dict(_places(section, path)))
 
@@ -100,13 +108,13 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _parse(text: str, path: Path) -> tuple[yaml.Node, Any]:
+def _parse(text: str, path: Path, root: str) -> tuple[yaml.Node, Any]:
     """The composed tree (merge keys already flattened) and the value it stands for."""
     loader = Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
-            raise ConfigError(f"{path} has no root key `{ROOT}` (it is empty). {_LOOKS_LIKE}")
+            raise ConfigError(f"{path} has no root key `{root}` (it is empty). {_LOOKS_LIKE[root]}")
         _refuse_duplicates(node, path, set())
         return node, loader.construct_document(node)
     except yaml.MarkedYAMLError as error:

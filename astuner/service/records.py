@@ -99,6 +99,11 @@ class CheckpointRecord:
     def path(self) -> CheckpointPath:
         return CheckpointPath(self.run_id, self.kind, self.name)
 
+    @property
+    def weights(self) -> str:
+        """Key of the weights in `snapshots.SnapshotShelf`; another one once overwritten."""
+        return f"{self.path}@{self.created_at}"
+
 
 @dataclass(frozen=True, slots=True)
 class SamplerRecord:

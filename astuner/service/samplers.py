@@ -7,8 +7,7 @@ take turns; the engine batches whatever runs at once. No queue and no futures he
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,7 +65,7 @@ class SamplerBook:
                     code="model_mismatch",
                     param="base_model",
                 )
-            record = replace(record, weights=f"{path}@{found.created_at}")
+            record = replace(record, weights=found.weights)
         self.add(record)
         self._hold(record)
 
@@ -92,15 +91,6 @@ class SamplerBook:
             self._records.pop(record.sampler_id, None)
             if record.weights:
                 await self._shelf.let_go(record.weights, record.sampler_id)
-
-    @asynccontextmanager
-    async def weights(self, record: SamplerRecord) -> AsyncGenerator[str]:
-        """What the engine calls the sampler's weights."""
-        if not record.weights:
-            yield ""
-            return
-        async with self._shelf.use(record.weights) as snapshot:
-            yield snapshot
 
 
 Floats = NDArray[np.float32]

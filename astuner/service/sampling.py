@@ -18,8 +18,9 @@ from astuner.service.names import request_id
 from astuner.service.observe import Observer
 from astuner.service.protobuf import sample_answer
 from astuner.service.records import FutureRecord, SamplerRecord
-from astuner.service.samplers import Drawing, Drawn, Sampled, SamplerBook, SampleSpec
+from astuner.service.samplers import Drawing, Drawn, Sampled, SampleSpec
 from astuner.service.scheduler import Work, Workers
+from astuner.service.snapshots import SnapshotShelf
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +51,13 @@ class SampleDesk:
     def __init__(
         self,
         futures: FutureBook,
-        samplers: SamplerBook,
+        shelf: SnapshotShelf,
         drawing: Drawing,
         workers: Workers,
         observer: Observer,
     ) -> None:
         self._futures = futures
-        self._samplers = samplers
+        self._shelf = shelf
         self._drawing = drawing
         self._workers = workers
         self._observer = observer
@@ -118,7 +119,7 @@ class SampleDesk:
             request.tasks.discard(task)
 
     async def _piece(self, request: _Request, piece: int) -> None:
-        async with self._samplers.weights(request.sampler) as weights:
+        async with self._shelf.use(request.sampler.weights) as weights:
             if piece == SCORE:
                 request.scored = await self._drawing.score(request.spec, weights)
             else:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 Job = Callable[[], Awaitable[None]]
@@ -92,6 +93,22 @@ class Workers:
     def submit(self, work: Work) -> None:
         self.queue.push(work)
         self._fill()
+
+    @asynccontextmanager
+    async def turn(self, tenant: str, lane: str) -> AsyncGenerator[None]:
+        """Wait for a slot, and hold it inside."""
+        granted, over = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            granted.set()
+            await over.wait()
+
+        self.submit(Work(tenant, lane, hold, granted.set))
+        try:
+            await granted.wait()
+            yield
+        finally:
+            over.set()
 
     def close_lane(self, tenant: str, lane: str) -> None:
         """Drop what waits in the lane, and cancel what is being done of it."""

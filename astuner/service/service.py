@@ -47,6 +47,8 @@ from astuner.service.training import BaseModel, Save, Trainer
 logger = logging.getLogger(__name__)
 
 REAP_SECONDS = 5.0
+TRAINING_SLOTS = 4
+"""Runs whose operations the engine has in hand; it takes turns between them itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Service:
             base.host, data_dir / "spilled", max_resident=self.limits.max_snapshots
         )
         self.samplers = SamplerBook(store, self.checkpoints, self.shelf)
-        self.training = Workers(slots=1)
+        self.training = Workers(slots=TRAINING_SLOTS)
         self.drawing = Workers(slots=self.limits.max_running_samples)
         self.trainer = Trainer(base, self.checkpoints, self.shelf, self.samplers)
         self.runs = RunBook(
@@ -101,7 +103,7 @@ class Service:
             max_waiting=self.limits.max_waiting_operations,
         )
         self.desk = SampleDesk(
-            self.futures, self.samplers, Drawing(base.host, codec), self.drawing, self.observer
+            self.futures, self.shelf, Drawing(base.host, codec), self.drawing, self.observer
         )
         self._reaper: asyncio.Task[None] | None = None
 
@@ -356,15 +358,19 @@ class Service:
         """Queue a sample request. Raises RequestError: 429 when too much waits already."""
         record = self.samplers.find(sampler, tenant)
         self.sessions.alive(record.session_id, tenant)
+        if not self.futures.known(request_id(sampler, seq)):
+            self.check_waiting(tenant, spec.num_samples)
+        return self.desk.take(record, seq, spec, digest)
+
+    def check_waiting(self, tenant: str, more: int) -> None:
+        """Raises RequestError (429) when so many more sequences would be too many."""
         waiting = self.drawing.queue.length(tenant)
-        known = self.futures.known(request_id(sampler, seq))
-        if not known and waiting + spec.num_samples > self.limits.max_waiting_samples:
+        if waiting and waiting + more > self.limits.max_waiting_samples:
             raise RequestError(
                 f"{waiting} of your sequences wait to be drawn already; try again later.",
                 status=429,
                 code="too_many_samples",
             )
-        return self.desk.take(record, seq, spec, digest)
 
     def cancel(self, tenant: str, request: str) -> None:
         """Nobody waits for this sample request any more."""

@@ -79,8 +79,11 @@ class SnapshotShelf:
 
     @asynccontextmanager
     async def use(self, key: str) -> AsyncGenerator[str]:
-        """The engine's id of these weights, which stays valid inside. Raises RequestError
-        (400) for weights that are lost."""
+        """The engine's id of these weights, which stays valid inside; "" is the base model.
+        Raises RequestError (400) for weights that are lost."""
+        if not key:
+            yield ""
+            return
         entry = self._entries.get(key)
         if entry is None:
             raise RequestError(

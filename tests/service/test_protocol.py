@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.service.world import MODEL, logprobs_of, world
 
 LOG16 = float(np.log(16))

@@ -7,7 +7,6 @@ Verbs can be held up (`gate`) and made to fail (`fail_next`), to try what the se
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field

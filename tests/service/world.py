@@ -5,13 +5,14 @@ protocol as the SDK does.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-from tests.service.unigram import VOCAB, UnigramHost
+from tinker.proto import tinker_public_pb2 as pb
 
 from astuner.service.limits import Limits
 from astuner.service.observe import Observer
@@ -21,7 +22,7 @@ from astuner.service.store.protocol import Store
 from astuner.service.tenants import Tenants
 from astuner.service.training import BaseModel
 from astuner.service.wire.app import build_app
-from tinker.proto import tinker_public_pb2 as pb
+from tests.service.unigram import VOCAB, UnigramHost
 
 KEYS = {"alice": "tml-alice-key-1", "bob": "tml-bob-key-22"}
 MODEL = "unigram"
@@ -181,7 +182,7 @@ def logprobs_of(output: pb.ForwardBackwardOutput) -> list[np.ndarray[Any, Any]]:
     field = output.loss_fn_outputs[0].fields["logprobs"]
     offsets = np.frombuffer(field.offsets, "<i8") // 4
     values = np.frombuffer(field.data, "<f4")
-    return [values[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+    return [values[a:b] for a, b in itertools.pairwise(offsets)]
 
 
 class World:

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from astuner.errors import AstunerError, RequestError
@@ -58,7 +58,7 @@ def build_app(service: Service, tenants: Tenants, openai: ASGIApp | None = None)
         for method, path, handler in part.routes()
     ]
     if openai is not None:
-        routes.append(Mount("/v1", openai))
+        routes.append(Route("/v1/{rest:path}", openai))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
