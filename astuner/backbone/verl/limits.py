@@ -17,6 +17,7 @@ from astuner.backbone.verl.sections import (
     agent_workers,
     engine_name,
     is_async,
+    merges,
     processes,
     raw,
     wanted_device,
@@ -210,7 +211,7 @@ def _memory(config: AstunerConfig, device: Device) -> Iterator[Problem]:
 def notes(config: AstunerConfig, device: Device | None = None) -> list[str]:
     """What is worth knowing before the run, and no error."""
     device = device or assumed(config)
-    return [note for rule in (_of_pace, _of_loss) for note in rule(config, device)]
+    return [note for rule in (_of_pace, _of_weights, _of_loss) for note in rule(config, device)]
 
 
 def _of_pace(config: AstunerConfig, device: Device) -> Iterator[str]:
@@ -224,6 +225,16 @@ def _of_pace(config: AstunerConfig, device: Device) -> Iterator[str]:
         yield (
             "verl's trainer runs on the CPU: one process, very slow. It is for trying out; "
             "`--backbone local` is the way to train on a CPU."
+        )
+
+
+def _of_weights(config: AstunerConfig, device: Device) -> Iterator[str]:
+    if config.model.lora.enable and merges(config, device):
+        yield (
+            "`astuner.model.lora`: verl sends base and adapter to the rollouts as one set of "
+            "weights, rounded to bfloat16 (engine/fsdp/transformer_impl.py:1083), so that small "
+            "changes of the adapter reach them late. model.lora.enable=false is not rounded more "
+            "than model.dtype says, and neither is an adapter in sync mode on GPUs."
         )
 
 

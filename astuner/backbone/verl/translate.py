@@ -181,6 +181,15 @@ UNUSED: Mapping[str, str] = {
     "trainer_common.algorithm.max_refill_rounds": "verl replaces groups until the batch is full",
 }
 """Why a key sets nothing, in the modes where it does not."""
+REMARKS: Mapping[str, str] = {
+    "seed": "the adapter's start is verl's own",
+    "trainer_common.algorithm.loss_agg_mode": "failed episodes count as zeros in verl's mean",
+    "trainer_common.mini_batch_num": (
+        "verl takes a further optimizer step for every ppo_mini_batch_size * num_repeat timelines "
+        "more, where episodes fall into several"
+    ),
+}
+"""In what verl differs a little, whatever it is set to."""
 RAW = "verl"
 
 
@@ -266,7 +275,8 @@ def _in_words(
         _pair(key, settings[key], replaced) for key in BECOMES.get(name, ()) if key in settings
     ]
     if pairs:
-        return f"verl: {', '.join(pairs)}"
+        remark = f" ({REMARKS[name]})" if name in REMARKS else ""
+        return f"verl: {', '.join(pairs)}{remark}"
     return f"not used ({UNUSED[name]})" if name in UNUSED else ""
 
 

@@ -57,7 +57,7 @@ def test_every_key_of_the_schema_is_decided_once() -> None:
         ]
         assert sum(ways) == 1, name
         assert (key.backbones == ("debug",)) == name.startswith("debug.")
-    assert set(translate.BECOMES) | set(translate.UNUSED) <= set(keys())
+    assert set(translate.BECOMES) | set(translate.UNUSED) | set(translate.REMARKS) <= set(keys())
     assert all(any(n == k or n.startswith(k) for n in keys()) for k in translate.READ_HERE)
 
 
@@ -503,7 +503,9 @@ def test_the_embedded_engine_reads_its_cache_size() -> None:
 def test_explain_names_key_and_value() -> None:
     words = becomes(config("trainer_common.mini_batch_num=2"))
     assert words["rollout.num_repeat"] == f"verl: {ROLLOUT}.n=8"
-    assert words["trainer_common.mini_batch_num"] == f"verl: {ACTOR}.ppo_mini_batch_size=4"
+    assert words["trainer_common.mini_batch_num"] == (
+        f"verl: {ACTOR}.ppo_mini_batch_size=4 ({translate.REMARKS['trainer_common.mini_batch_num']})"
+    )
     assert words["rollout.episode_timeout"] == "read by astuner itself"
     assert words["task_reader.jsonl_dataset_file.training.file_path"] == "read by astuner itself"
     assert words["rollout.max_staleness"].startswith("not used (verl takes turns")
@@ -531,7 +533,9 @@ def test_a_raw_setting_wins_visibly() -> None:
          "verl cuts the estimate at 10 a token"),
         ((f"{LOSS}.dynamic_sampling=true",), "without a limit such as max_refill_rounds"),
         ((f"{LOSS}.adv_estimator=a.b->c",), "a.b->c is given one group at a time"),
-        (("trainer_common.device=cpu",), "verl's trainer runs on the CPU"),
+        (("trainer_common.device=cpu", "model.lora.enable=false"),
+         "verl's trainer runs on the CPU"),
+        (ASYNC, "as one set of weights, rounded to bfloat16"),
     ],
 )  # fmt: skip
 def test_what_is_a_little_otherwise_is_said(overrides: tuple[str, ...], part: str) -> None:
