@@ -503,8 +503,8 @@ def test_the_embedded_engine_reads_its_cache_size() -> None:
 def test_explain_names_key_and_value() -> None:
     words = becomes(config("trainer_common.mini_batch_num=2"))
     assert words["rollout.num_repeat"] == f"verl: {ROLLOUT}.n=8"
-    assert words["trainer_common.mini_batch_num"] == (
-        f"verl: {ACTOR}.ppo_mini_batch_size=4 ({translate.REMARKS['trainer_common.mini_batch_num']})"
+    assert words["trainer_common.mini_batch_num"].startswith(
+        f"verl: {ACTOR}.ppo_mini_batch_size=4 (verl takes a further optimizer step for every"
     )
     assert words["rollout.episode_timeout"] == "read by astuner itself"
     assert words["task_reader.jsonl_dataset_file.training.file_path"] == "read by astuner itself"
