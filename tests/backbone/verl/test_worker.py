@@ -13,7 +13,8 @@ from openai import OpenAI
 
 from astuner import ModelTuner, Workflow, WorkflowOutput, WorkflowTask
 from astuner.backbone.verl.files import GroupRecord, SpoolReader, gave_up, last_sign
-from astuner.backbone.verl.worker import GroupDropped, share
+from astuner.backbone.verl.opening import share
+from astuner.backbone.verl.worker import GroupDropped
 from astuner.errors import EngineError, UserCodeError
 from astuner.types import FailureKind
 from tests.backbone.verl.verl_world import (

@@ -18,7 +18,8 @@ from openai import OpenAI
 
 from astuner import ModelTuner, Task, Workflow, WorkflowOutput, WorkflowTask
 from astuner.backbone.verl.files import JobFile, write_job
-from astuner.backbone.verl.worker import Asked, Worker, open_worker
+from astuner.backbone.verl.opening import open_worker
+from astuner.backbone.verl.worker import Asked, Worker
 from astuner.config.schema import AstunerConfig
 from astuner.task_reader import TaskSplits
 from tests.chat.families import tokenizer
