@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -204,3 +205,58 @@ async def test_a_client_that_leaves(relay: Any) -> None:
     await relayed.foreign.until(lambda: relayed.foreign.engine.active == 0)
     assert relayed.foreign.engine.cancelled == 1
     assert session.calls == ()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_responses_are_passed_on_as_chat(relay: Any, stream: bool) -> None:
+    relayed = relay(f"<think>hm</think>see {CALL}", "done")
+    session = relayed.session(sampling=sampling(max_tokens=500))
+    client = session.tuner.as_raw_openai_sdk_client()
+    tools: Any = [{"type": "function", **TOOLS[0]["function"]}]
+    answer: Any = await client.responses.create(model="x", input="hi", tools=tools, stream=stream)
+    if stream:
+        answer = [event async for event in answer][-1].response
+    assert [item.type for item in answer.output] == ["reasoning", "message", "function_call"]
+    assert answer.usage.input_tokens == 139
+    result: Any = {"type": "function_call_output", "call_id": "call_0", "output": "1"}
+    last = await client.responses.create(
+        model="x", input=[result], tools=tools, previous_response_id=answer.id
+    )
+    assert last.output_text == "done"
+    assert [m["role"] for m in relayed.asked["messages"]] == ["user", "assistant", "tool"]
+    assert [c.response["content"] for c in session.calls] == ["see", "done"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("ask_token_ids", [False, True])
+async def test_messages_are_passed_on_as_chat(
+    relay: Any, stream: bool, ask_token_ids: bool
+) -> None:
+    relayed = relay(f"see {CALL}", ask_token_ids=ask_token_ids)
+    session = relayed.session(sampling=sampling(max_tokens=500))
+    client = session.tuner.as_raw_anthropic_sdk_client()
+    tool = {"name": "add", "input_schema": {"type": "object"}}
+    request: Any = {"model": "x", "max_tokens": 90, "messages": USER, "tools": [tool]}
+    if stream:
+        async with client.messages.stream(**request) as events:
+            answer: Any = await events.get_final_message()
+    else:
+        answer = await client.messages.create(**request)
+    assert [b.type for b in answer.content] == ["text", "tool_use"]
+    assert (answer.stop_reason, answer.content[1].input) == ("tool_use", {"a": 1})
+    assert answer.usage.output_tokens == len(reply(f"see {CALL}"))
+    options = {"include_usage": True} | ({"continuous_usage_stats": True} if ask_token_ids else {})
+    assert relayed.asked.get("stream_options") == (options if stream else None)
+    (call,) = session.calls
+    assert len(call.completion_ids) == (len(reply(f"see {CALL}")) if ask_token_ids else 0)
+
+
+async def test_the_relay_refuses_in_the_dialects_shape(relay: Any) -> None:
+    session = relay(EngineError("no memory")).session()
+    client = session.tuner.as_raw_anthropic_sdk_client()
+    ask = client.messages
+    messages: Any = USER
+    with pytest.raises(anthropic.InternalServerError, match="no memory"):
+        await ask.create(model="x", max_tokens=9, messages=messages)
+    with pytest.raises(anthropic.NotFoundError, match="count_tokens"):
+        await ask.count_tokens(model="x", messages=messages)

@@ -47,8 +47,10 @@ class Parts:
 
     def feed(self, delta: Mapping[str, Any]) -> Iterator[Change]:
         """Take a chat delta, or a whole chat message."""
-        reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-        if reasoning and self._reasoning:
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        # White space that turns out to end the reasoning may come when the text has begun.
+        late = self.parts and self.parts[-1].kind != "reasoning" and not reasoning.strip()
+        if reasoning and self._reasoning and not late:
             yield from self._grow(("reasoning", 0), reasoning)
         if delta.get("content"):
             yield from self._grow(("text", 0), delta["content"])
@@ -66,10 +68,13 @@ class Parts:
 
     def message(self) -> dict[str, Any]:
         """What the parts amount to, as a chat message."""
-        texts = {part.kind: part.text for part in self.parts if part.kind != "tool"}
-        message: dict[str, Any] = {"role": "assistant", "content": texts.get("text", "")}
-        if "reasoning" in texts:
-            message["reasoning_content"] = texts["reasoning"]
+        content, reasoning = (
+            "".join(part.text for part in self.parts if part.kind == kind)
+            for kind in ("text", "reasoning")
+        )
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if reasoning:
+            message["reasoning_content"] = reasoning
         calls = [called(p.call_id, p.name, p.text) for p in self.parts if p.kind == "tool"]
         return {**message, "tool_calls": calls} if calls else message
 
