@@ -155,7 +155,6 @@ class Follower:
 
     def _validated(self, step: int, verl: Mapping[str, float]) -> None:
         episodes = self._waiting.validation.pop(step, [])
-        self._waiting.validation.clear()
         if not episodes:
             return
         result = eval_result(episodes)

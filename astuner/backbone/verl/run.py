@@ -40,6 +40,7 @@ from astuner.trainer.checkpoints import Checkpoint, TrainerState, check_resumabl
 POLL_SECONDS = 0.5
 NOTICE_SECONDS = 5.0
 FOLDER = "verl"
+DRIVER = (sys.executable, "-m", "astuner.backbone.verl.driver")
 
 
 async def run(context: RunContext) -> RunResult:
@@ -166,8 +167,7 @@ async def _train(
     write_job(folder, job)
     (folder / files.SETTINGS).write_text(json.dumps(plan.verl, indent=1))
     follower = _follower(stack, context, plan, display)
-    command = [sys.executable, "-m", "astuner.backbone.verl.driver", str(folder)]
-    child = Child(command, folder, environment(folder, plan.device))
+    child = Child([*DRIVER, str(folder)], folder, environment(folder, plan.device))
     stack.callback(child.close)
     try:
         await watch(context, child, follower, folder, display)
