@@ -229,10 +229,10 @@ def _of_pace(config: AstunerConfig, device: Device) -> Iterator[str]:
 
 
 def _of_weights(config: AstunerConfig, device: Device) -> Iterator[str]:
-    if config.model.lora.enable and merges(config, device):
+    if config.model.lora.enable and merges(config, device) and device == "cuda":
         yield (
             "`astuner.model.lora`: verl sends base and adapter to the rollouts as one set of "
-            "weights, rounded to bfloat16 (engine/fsdp/transformer_impl.py:1083), so that small "
+            "weights, rounded to bfloat16 (engine/fsdp/transformer_impl.py:1082), so that small "
             "changes of the adapter reach them late. model.lora.enable=false is not rounded more "
             "than model.dtype says, and neither is an adapter in sync mode on GPUs."
         )

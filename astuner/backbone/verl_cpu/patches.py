@@ -1,4 +1,4 @@
-"""What verl 0.9.1 needs beyond its public doors to run without an accelerator.
+"""What verl 0.9.1 needs beyond its public doors to run, and run exactly, on CPUs.
 
 Each patch names the line of verl it works around, and takes effect when verl's module is
 imported, before anybody has taken names out of it; a process that never imports the
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -59,6 +59,19 @@ def _no_offload(_: Any) -> Callable[..., Any]:
     return policy
 
 
+def _merged_unrounded(engine: Any) -> Any:
+    def _merged_lora_per_tensor_param(self: Any) -> Generator[tuple[str, Any]]:
+        module = sys.modules[engine.__module__]
+        with module.merged_lora_context(self.module, backup_adapters=True):
+            named = module.normalize_peft_param_name(self.module.state_dict())
+            for name, value in module.convert_weight_keys(named, self.module).items():
+                whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+                yield name, whole.detach().clone()  # the merge is undone at the end
+
+    engine._merged_lora_per_tensor_param = _merged_lora_per_tensor_param
+    return engine
+
+
 class _WithoutFlush(logging.LoggerAdapter[logging.Logger]):
     """Drops `print`'s keyword."""
 
@@ -90,6 +103,14 @@ PATCHES: Sequence[Patch] = (
         "the reference policy is offloaded to pinned memory, which needs an accelerator; "
         "on CPU there is nothing to offload",
         _no_offload,
+    ),
+    Patch(
+        "verl.workers.engine.fsdp.transformer_impl",
+        "FSDPEngine",
+        "verl/workers/engine/fsdp/transformer_impl.py:1082",
+        "base and LoRA reach the rollouts rounded to bfloat16 whatever both compute in, and a "
+        "small step of the LoRA not at all; rollouts in float32 must sample from what is trained",
+        _merged_unrounded,
     ),
     Patch(
         "verl.trainer.ppo.v1.trainer_separate_async",

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,37 @@ def test_a_reference_policy_needs_no_pinned_memory(group: None) -> None:
     assert module(torch.ones(1, 3)).shape == (1, 2)
 
 
+def test_a_merged_lora_is_not_rounded(group: None, tiny_model_dir: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from transformers import AutoModelForCausalLM
+
+    patch = patch_of("FSDPEngine")
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    spec = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False)
+    model: Any = get_peft_model(base, spec)
+    lora = model.base_model.model.model.layers[0].self_attn.q_proj
+    product = lora.lora_B["default"].weight @ lora.lora_A["default"].weight
+    expected = before[(name := "model.layers.0.self_attn.q_proj.weight")] + 2 * product.detach()
+    mesh = init_device_mesh("cpu", (1,))
+    for layer in model.base_model.model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    engine = SimpleNamespace(module=model, _is_offload_param=False)
+
+    rounded = dict(original_of(patch)._merged_lora_per_tensor_param(engine))
+    assert rounded[name].dtype == torch.bfloat16
+    copy = type("Copy", (), {"__module__": patch.module})
+    exact = dict(patch.replace(copy)._merged_lora_per_tensor_param(engine))
+    assert set(exact) == set(before) == set(rounded)
+    assert torch.allclose(exact[name], expected, atol=1e-6)
+    assert not torch.allclose(rounded[name].float(), expected, atol=1e-6)
+    assert torch.equal(exact["lm_head.weight"], before["lm_head.weight"])
+    assert torch.equal(lora.base_layer.weight.full_tensor(), before[name])  # undone
+
+
 def test_a_log_line_may_be_flushed(caplog: pytest.LogCaptureFixture) -> None:
     patch = patch_of("logger")
     trainer = import_module(patch.module).PPOTrainerSeparateAsync
@@ -156,6 +188,7 @@ def test_each_patch_names_a_line_of_the_installed_verl(patch: Patch) -> None:
         "initialize_global_process_group_ray": "cpu:gloo,",
         "fsdp2_sharded_save_to_cpu": ".detach().cpu()",
         "CPUOffloadPolicy": "CPUOffloadPolicy(pin_memory=True)",
+        "FSDPEngine": ".to(torch.bfloat16",
         "logger": "flush=True",
     }
     for number in numbers.split(" and "):
