@@ -50,6 +50,9 @@ class ServedModel:
     """Trade time for memory in training."""
     kv_cache_tokens: int = 0
     """Tokens the prefix cache keeps after their sequence has ended; 0 chooses by free memory."""
+    adapter_gib: float = 0.0
+    """What adapters, their optimizers and sampling weights may take on a GPU; the rest waits
+    in host memory. 0 takes a share of what is free."""
 
 
 @dataclass
@@ -140,7 +143,12 @@ _CHOICES = {
     "persistence": ("file", "redis", "none"),
     "otel.exporter": ("none", "otlp", "console"),
 }
-_FROM_ZERO = ("model.max_model_len", "model.kv_cache_tokens", "limits.max_checkpoint_gib")
+_FROM_ZERO = (
+    "model.max_model_len",
+    "model.kv_cache_tokens",
+    "model.adapter_gib",
+    "limits.max_checkpoint_gib",
+)
 
 
 def load_service_config(path: str | Path | None, overrides: Sequence[str] = ()) -> ServiceConfig:

@@ -139,7 +139,8 @@ def train_answer(logprobs: Sequence[Floats], metrics: Mapping[str, float]) -> An
 
 def sample_answer(sampled: Sampled, *, top_sampled: int, top_prompt: int) -> Answer:
     """A SampleResponse."""
-    message = pb.SampleResponse(prompt_cache_hit_tokens=sampled.cached)
+    cached = min((s.cached for s in sampled.sequences), default=0)
+    message = pb.SampleResponse(prompt_cache_hit_tokens=cached)
     for sequence in sampled.sequences:
         one = message.sequences.add(
             stop_reason=pb.STOP_REASON_STOP if sequence.stopped else pb.STOP_REASON_LENGTH,

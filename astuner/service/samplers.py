@@ -119,6 +119,8 @@ class Drawn:
     stopped: bool
     """At a stop token or string; otherwise for its length."""
     top: Sequence[Mapping[int, float]] = ()
+    cached: int = 0
+    """Prompt tokens that were not computed again for it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,8 +131,6 @@ class Sampled:
     prompt_logprobs: Floats | None = None
     """[prompt], NaN where unknown or not asked for."""
     prompt_top: Sequence[Mapping[int, float]] | None = None
-    cached: int = 0
-    """Prompt tokens that were not computed again."""
 
 
 class Drawing:
@@ -151,22 +151,23 @@ class Drawing:
         ids: list[int] = []
         logprobs: list[float] = []
         top: list[dict[int, float]] = []
-        stopped = False
+        stopped, cached = False, 0
         stream = self._host.stream(spec.prompt, params, weights=weights, tenant=tenant)
         try:
             async for chunk in stream:
+                cached = cached or chunk.prefill_cached
                 for i, token in enumerate(chunk.token_ids):
                     ids.append(token)
                     logprobs.append(chunk.logprobs[i])
                     top += [dict(t) for t in chunk.top_logprobs[i : i + 1]]
                     if stops is not None and stops.reached(ids):
-                        return Drawn(ids, logprobs, True, top)
+                        return Drawn(ids, logprobs, True, top, cached)
                 stopped = chunk.finish_reason == "stop"
         finally:
             close = getattr(stream, "aclose", None)
             if close is not None:
                 await close()
-        return Drawn(ids, logprobs, stopped, top)
+        return Drawn(ids, logprobs, stopped, top, cached)
 
     async def score(self, spec: SampleSpec, weights: str) -> Sampled:
         """The prompt's own logprobs, and no sequences."""

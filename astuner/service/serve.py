@@ -123,6 +123,7 @@ def load_base(config: ServiceConfig) -> tuple[BaseModel, ChatCodec | None]:
         max_context=model.max_model_len,
         max_num_seqs=config.limits.max_running_samples,
         kv_cache_tokens=model.kv_cache_tokens,
+        adapter_bytes=int(model.adapter_gib * 2**30),
         micro_batch_tokens=model.micro_batch_tokens,
         gradient_checkpointing=model.gradient_checkpointing,
         losses=find_loss,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from astuner.service.samplers import SamplerBook
 
 Done = tuple[Answer, RunRecord]
+_OF_SAMPLER = ("sampler_kl", "logprob_gap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,10 @@ class Trainer:
         else:
             result = await self._host.forward_backward(run.run_id, samples, spec)
             logprobs = result.logprobs
-            metrics = {"loss:sum": result.loss} | _named(result.metrics)
+            measured = dict(result.metrics)
+            if request.loss == "cross_entropy":  # it has no sampler to be compared with
+                measured = {k: v for k, v in measured.items() if k not in _OF_SAMPLER}
+            metrics = {"loss:sum": result.loss} | _named(measured)
             run = replace(run, changed=True, gradient=True)
         return train_answer([values[1:] for values in logprobs], metrics), run
 

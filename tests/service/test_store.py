@@ -1,0 +1,92 @@
+"""One contract, three stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from astuner.errors import CheckpointError, ConfigError
+from astuner.service.store.memory import MemoryStore
+from astuner.service.store.protocol import Row, Store
+from astuner.service.store.redis import RedisStore
+from astuner.service.store.sqlite import SqliteStore
+from tests.service.redis_server import redis_server
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "memory":
+        yield MemoryStore()
+    elif request.param == "sqlite":
+        found = SqliteStore(tmp_path / "deep" / "records.sqlite")
+        yield found
+        found.close()
+    else:
+        with redis_server(tmp_path) as url:
+            yield RedisStore(url, "test")
+
+
+def test_what_is_written_is_read(store: Store) -> None:
+    store.write([Row("a", "x", b"1"), Row("a", "y", b"\x00\xff"), Row("b", "x", b"")])
+    assert store.read("a", "x") == b"1"
+    assert store.read("a", "y") == b"\x00\xff"
+    assert store.read("b", "x") == b""
+    assert store.read("b", "y") is None
+    assert sorted(store.scan("a")) == [("x", b"1"), ("y", b"\x00\xff")]
+    assert list(store.scan("c")) == []
+
+
+def test_a_row_is_replaced_and_deleted(store: Store) -> None:
+    store.write([Row("a", "x", b"1"), Row("a", "y", b"2")])
+    store.write([Row("a", "x", b"3"), Row("a", "y", None), Row("a", "none", None)])
+    assert list(store.scan("a")) == [("x", b"3")]
+
+
+def test_sqlite_keeps_what_a_killed_process_wrote(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from astuner.service.store.protocol import Row\n"
+        "from astuner.service.store.sqlite import SqliteStore\n"
+        "store = SqliteStore(Path(sys.argv[1]))\n"
+        "store.write([Row('a', 'x', b'kept')])\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    file = tmp_path / "records.sqlite"
+    done = subprocess.run([sys.executable, "-c", code, str(file)], timeout=60)
+    assert done.returncode == -9
+    store = SqliteStore(file)
+    assert store.read("a", "x") == b"kept"
+    store.close()
+
+
+def test_two_servers_do_not_share_a_file(tmp_path: Path) -> None:
+    first = SqliteStore(tmp_path / "records.sqlite")
+    with pytest.raises(ConfigError, match="in use by another server"):
+        SqliteStore(tmp_path / "records.sqlite")
+    first.close()
+    SqliteStore(tmp_path / "records.sqlite").close()
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "records.sqlite").write_bytes(b"something else entirely, and long enough" * 9)
+    with pytest.raises(CheckpointError, match=r"records\.sqlite cannot be read"):
+        SqliteStore(tmp_path / "records.sqlite")
+
+
+def test_a_redis_that_is_not_there_is_told() -> None:
+    with pytest.raises(ConfigError, match="no Redis server answers"):
+        RedisStore("redis://127.0.0.1:1/0", "x")
+
+
+def test_a_redis_that_dies_is_told(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as url:
+        store = RedisStore(url, "x")
+        store.write([Row("a", "x", b"1")])
+    with pytest.raises(CheckpointError, match="Redis"):
+        store.write([Row("a", "x", b"2")])
