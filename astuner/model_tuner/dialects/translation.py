@@ -41,7 +41,7 @@ class Translation(ABC):
     def answer(self, response: Mapping[str, Any]) -> dict[str, Any]:
         """The whole answer."""
         self._note(response, response["choices"][0])
-        for _ in self.parts.feed(response["choices"][0]["message"]):
+        for _ in self.parts.feed(response["choices"][0].get("message") or {}):
             pass
         for _ in self.parts.end(complete=self.complete):
             pass
