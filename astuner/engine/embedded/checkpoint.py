@@ -46,7 +46,7 @@ def save(path: Path, weights: Weights, masters: Masters, *, optimizer: bool) -> 
 
 
 def load(path: Path, weights: Weights, masters: Masters, *, optimizer: bool) -> None:
-    """Read what `save` wrote; publish. Raises CheckpointError when it does not fit."""
+    """Read what `save` wrote. Raises CheckpointError when it does not fit."""
     state: dict[str, Tensor] = {}
     version = weights.version + 1
     try:
@@ -60,7 +60,6 @@ def load(path: Path, weights: Weights, masters: Masters, *, optimizer: bool) -> 
         ) from error
     masters.set_values(values)
     masters.set_moments(_named(state, "moment."))
-    weights.publish()
     weights.version = version
 
 

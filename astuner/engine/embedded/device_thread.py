@@ -1,10 +1,11 @@
 """The one thread on which all torch work of an embedded model happens.
 
 It sleeps when there is nothing to do, ticks the sampler while sequences run, and
-runs jobs (training verbs) one after the other: a job that is a generator is
-advanced one step between two ticks. This is the engine's error boundary: what
-a job raises goes to its caller, what a tick raises fails the requests it was for,
-and the thread lives on. It knows neither models nor sequences.
+runs jobs (training verbs): those of one lane one after the other, lanes taking turns.
+A job that is a generator is advanced one step between two ticks. This is the
+engine's error boundary: what a job raises goes to its caller, what a tick raises
+fails the requests it was for, and the thread lives on. It knows neither models nor
+sequences.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class _Job:
     name: str
     verb: Callable[[], Any]
     future: Future[Any]
+    lane: str
     steps: Generator[None, None, Any] | None = None
 
 
@@ -57,18 +59,21 @@ class DeviceThread:
         self._lock = threading.Lock()
         self._closed = False
         self._posts: deque[Callable[[], None]] = deque()
-        self._jobs: deque[_Job] = deque()
-        self._job: _Job | None = None
+        self._lanes: dict[str, deque[_Job]] = {}
+        """None is empty. The first job of a lane is at hand; the first lane is next."""
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="astuner-device", daemon=True)
         self._thread.start()
 
-    def submit(self, name: str, verb: Callable[[], T | Steps[T]]) -> Future[T]:
-        """Queue a job; its future gets the result. Raises EngineClosed."""
+    def submit(self, name: str, verb: Callable[[], T | Steps[T]], lane: str = "") -> Future[T]:
+        """Queue a job behind the others of its lane; its future gets the result.
+
+        Raises EngineClosed.
+        """
         future: Future[T] = Future()
         with self._lock:
             self._refuse_if_closed()
-            self._jobs.append(_Job(name, verb, future))
+            self._lanes.setdefault(lane, deque()).append(_Job(name, verb, future, lane))
         self._wake.set()
         return future
 
@@ -86,6 +91,12 @@ class DeviceThread:
         self._wake.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
+
+    @property
+    def queued(self) -> int:
+        """Jobs that are not done."""
+        with self._lock:
+            return sum(len(jobs) for jobs in self._lanes.values())
 
     @property
     def alive(self) -> bool:
@@ -126,26 +137,39 @@ class DeviceThread:
         return True
 
     def _step_job(self) -> bool:
-        """Start the next job, or advance the one at hand; False if there is none."""
-        if self._job is None:
-            if not self._jobs:
-                return False
-            self._job = self._jobs.popleft()
-            if not self._job.future.set_running_or_notify_cancel():
-                self._job = None
-                return True
-        job = self._job
+        """Start or advance the job at hand of the next lane; False if there is none."""
+        job = self._take_turn()
+        if job is None:
+            return False
+        if job.steps is None and not job.future.set_running_or_notify_cancel():
+            self._finish(job)
+            return True
         self._beat(job.name)
         try:
             done, result = _advance(job)
         except Exception as error:
-            self._job = None
+            self._finish(job)
             job.future.set_exception(_named_if_out_of_memory(job.name, error))
         else:
             if done:
-                self._job = None
+                self._finish(job)
                 job.future.set_result(result)
         return True
+
+    def _take_turn(self) -> _Job | None:
+        with self._lock:
+            if not self._lanes:
+                return None
+            lane = next(iter(self._lanes))
+            jobs = self._lanes[lane] = self._lanes.pop(lane)  # to the end of the queue
+            return jobs[0]
+
+    def _finish(self, job: _Job) -> None:
+        with self._lock:
+            jobs = self._lanes[job.lane]
+            jobs.popleft()
+            if not jobs:
+                del self._lanes[job.lane]
 
     def _fail_everything(self) -> None:
         with self._lock:
@@ -154,12 +178,11 @@ class DeviceThread:
         self._run_posts()
         if self.sampler is not None:
             self.sampler.fail_all(error)
-        if self._job is not None:
-            if self._job.steps is not None:
-                self._job.steps.close()
-            self._job.future.set_exception(error)
-        for job in self._jobs:
-            if job.future.set_running_or_notify_cancel():
+        for job in [job for jobs in self._lanes.values() for job in jobs]:
+            if job.steps is not None:
+                job.steps.close()
+                job.future.set_exception(error)
+            elif job.future.set_running_or_notify_cancel():
                 job.future.set_exception(error)
         self._beat("closed")
 

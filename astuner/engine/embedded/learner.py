@@ -59,9 +59,31 @@ class Learner:
         self._losses = losses
         self._kls = kls
         self._budget = micro_batch_tokens
-        self.masters = Masters(weights.states.trained())
+        self._masters: Masters | None = None
         if gradient_checkpointing:
             weights.states.checkpoint_activations()
+
+    @property
+    def masters(self) -> Masters:
+        """Made when first needed: an adapter that is not trained yet has none."""
+        if self._masters is None:
+            self._masters = Masters(self._weights.states.trained())
+        return self._masters
+
+    @property
+    def nbytes(self) -> int:
+        """Of the masters, gradients and moments."""
+        return 0 if self._masters is None else self._masters.nbytes
+
+    def move(self, device: torch.device) -> None:
+        """Keep the masters on `device` from now on."""
+        if self._masters is not None:
+            self._masters.move(device)
+
+    def discard(self) -> None:
+        """Forget the gradient."""
+        if self._masters is not None:
+            self._masters.discard()
 
     # ------------------------------------------------------------ verbs
 
@@ -123,6 +145,13 @@ class Learner:
     def load(self, path: Path, *, optimizer: bool) -> None:
         """Read what `save` wrote, drop any gradient, and publish. With `optimizer` the
         version is the saved one; otherwise it counts on."""
+        self.restore(path, optimizer=optimizer)
+        version = self._weights.version
+        self._weights.publish()
+        self._weights.version = version
+
+    def restore(self, path: Path, *, optimizer: bool) -> None:
+        """`load`, without publishing."""
         checkpoint.load(path, self._weights, self.masters, optimizer=optimizer)
 
     # ------------------------------------------------------------ one micro-batch

@@ -37,6 +37,24 @@ class Masters:
         """Whether there is a gradient that no step has used yet."""
         self.reset()
 
+    @property
+    def nbytes(self) -> int:
+        state = self.moments().values()
+        return self._flat.nbytes + self._gradient.nbytes + sum(t.nbytes for t in state)
+
+    @torch.inference_mode(mode=False)
+    def move(self, device: torch.device) -> None:
+        """Keep everything on `device` from now on. Steps are taken on the first one only."""
+        self._flat.grad = None
+        self._flat.data = self._flat.detach().to(device)
+        self._gradient = self._gradient.to(device)
+        self._flat.grad = self._gradient
+        state = self._optimizer.state.get(self._flat, {})
+        state.update({name: tensor.to(device) for name, tensor in state.items()})
+        sizes = [p.numel() for p in self._parameters.values()]
+        self._values = self._views(self._flat.detach(), sizes)
+        self._gradients = self._views(self._gradient, sizes)
+
     def _views(self, flat: Tensor, sizes: list[int]) -> dict[str, Tensor]:
         parts = zip(self._parameters.items(), flat.split(sizes), strict=True)
         return {name: part.view(parameter.shape) for (name, parameter), part in parts}

@@ -6,6 +6,7 @@ bounds; memory is taken as sequences come. Nothing is allocated here.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from astuner.engine.embedded.kv_cache import KVLayout
 POOL_SHARE = 0.3
 """Of the memory that is free once the weights are loaded; training needs the rest."""
 CACHE_SHARE = 0.15
+ADAPTER_SHARE = 0.2
+"""Of a GPU's free memory, for the adapters of a host; the others wait in host memory."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -37,6 +40,13 @@ def kv_budgets(
     most = 2 * max_num_seqs * max_context
     cache = kv_cache_tokens or min(int(tokens * CACHE_SHARE), most)
     return KVBudgets(min(int(tokens * POOL_SHARE), most), cache)
+
+
+def adapter_budget(device: torch.device) -> int:
+    """Bytes of adapters, optimizers and snapshots that may stay on the device."""
+    if device.type == "cpu":
+        return sys.maxsize  # there is nowhere else to put them
+    return int(free_memory(device) * ADAPTER_SHARE)
 
 
 def free_memory(device: torch.device) -> int:

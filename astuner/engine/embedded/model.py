@@ -1,53 +1,33 @@
 """The embedded model: an `Engine` and a `Policy` in one object, on one device thread.
 
-Composes the parts: weights and learner (training), scheduler, KV pool and
-prefix cache (sampling), and the thread on which all of them run. May be used
-from any number of threads and event loops. It computes nothing itself.
+A `Runtime` with weights that are trained, and published to those that sample. May be
+used from any number of threads and event loops. It computes nothing itself.
 """
 
 from __future__ import annotations
 
-import asyncio
-import atexit
-import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from astuner.engine.embedded.device_thread import DeviceThread, Steps
-from astuner.engine.embedded.kv_cache import KVPool
-from astuner.engine.embedded.mailbox import Mailbox
-from astuner.engine.embedded.memory import kv_budgets
-from astuner.engine.embedded.prefix_cache import PrefixCache
-from astuner.engine.embedded.scheduler import Request, Scheduler
+from astuner.engine.embedded import runtime
+from astuner.engine.embedded.device_thread import Steps
+from astuner.engine.embedded.runtime import Runtime
 from astuner.engine.embedded.stats import EngineStats
-from astuner.engine.embedded.steps import SamplingWeights, kv_layout
-from astuner.engine.protocol import (
-    AdamParams,
-    ForwardBackwardResult,
-    LossFn,
-    LossSpec,
-    SamplingParams,
-    TokenChunk,
-)
-from astuner.errors import ConfigError, ContextLengthError, EngineError
-from astuner.types import Sample, TokenIds, token_ids
+from astuner.engine.protocol import AdamParams, ForwardBackwardResult, LossFn, LossSpec
+from astuner.errors import EngineError
+from astuner.types import Sample
 
 if TYPE_CHECKING:
     from astuner.engine.embedded.weights import LoraSpec
 
-T = TypeVar("T")
 
-
-class ModelWeights(SamplingWeights, Protocol):
+class ModelWeights(runtime.ModelWeights, Protocol):
     """What the composition needs beyond what sampling does."""
-
-    max_context: int
-    tokenizer: Any
 
     def publish(self) -> int: ...
 
@@ -66,9 +46,12 @@ class Trainable(Protocol):
     def load(self, path: Path, *, optimizer: bool) -> None: ...
 
 
-class EmbeddedModel:
+class EmbeddedModel(Runtime):
     """`build` makes weights and learner; it is called on the device thread, and what it
     raises is raised here."""
+
+    _weights: ModelWeights
+    _learner: Trainable
 
     def __init__(
         self,
@@ -78,17 +61,16 @@ class EmbeddedModel:
         max_num_seqs: int = 128,
         kv_cache_tokens: int = 0,
     ) -> None:
-        if max_num_seqs < 1:
-            raise ConfigError(f"rollout.max_num_seqs must be at least 1; it is {max_num_seqs}.")
-        self._max_num_seqs = max_num_seqs
-        self._kv_cache_tokens = kv_cache_tokens
-        self._thread = DeviceThread()
-        try:
-            self._thread.submit("load", partial(self._build, build, max_context)).result()
-        except BaseException:
-            self._thread.close()
-            raise
-        atexit.register(self.close)
+        def build_both() -> ModelWeights:
+            self._weights, self._learner = build()
+            return self._weights
+
+        super().__init__(
+            build_both,
+            max_context=max_context,
+            max_num_seqs=max_num_seqs,
+            kv_cache_tokens=kv_cache_tokens,
+        )
 
     @classmethod
     def open(
@@ -121,8 +103,8 @@ class EmbeddedModel:
             weights = Weights.load(path, device=device, dtype=dtype, lora=lora, seed=seed)
             learner = Learner(
                 weights,
-                losses or _no_such_function,
-                kls or _no_such_function,
+                losses or no_such_function,
+                kls or no_such_function,
                 micro_batch_tokens=micro_batch_tokens,
                 gradient_checkpointing=gradient_checkpointing,
             )
@@ -135,32 +117,7 @@ class EmbeddedModel:
             kv_cache_tokens=kv_cache_tokens,
         )
 
-    def _build(self, build: Callable[[], tuple[ModelWeights, Trainable]], max_context: int) -> None:
-        self._weights, self._learner = build()
-        own = self._weights.max_context
-        self.max_context = min(max_context, own) if max_context else own
-        layout = kv_layout(self._weights)
-        budgets = kv_budgets(
-            layout,
-            max_num_seqs=self._max_num_seqs,
-            max_context=self.max_context,
-            kv_cache_tokens=self._kv_cache_tokens,
-        )
-        self._scheduler = Scheduler(
-            self._weights,
-            max_context=self.max_context,
-            max_num_seqs=self._max_num_seqs,
-            pool=KVPool(layout, budgets.pool, self.max_context),
-            cache=PrefixCache(layout, budgets.cache),
-        )
-        self._thread.sampler = self._scheduler
-
     # ------------------------------------------------------------ about
-
-    @property
-    def tokenizer(self) -> Any:
-        """The folder's transformers tokenizer."""
-        return self._weights.tokenizer
 
     @property
     def version(self) -> int:
@@ -171,53 +128,6 @@ class EmbeddedModel:
         """What has been and is being done; cheap, from any thread."""
         thread = self._thread
         return self._scheduler.counters.snapshot(self.version, thread.doing, thread.last_beat)
-
-    def close(self) -> None:
-        """Stop; whoever still waits gets EngineClosed. May be called twice."""
-        atexit.unregister(self.close)
-        self._thread.close()
-
-    # ------------------------------------------------------------ Engine
-
-    def stream(
-        self, prompt_ids: Sequence[int] | TokenIds, params: SamplingParams
-    ) -> AsyncGenerator[TokenChunk]:
-        """Continue `prompt_ids`; closing the iterator frees the slot within a tick.
-
-        Raises ContextLengthError or EngineError at once for a request that cannot be
-        served, and EngineClosed, or EngineError for a failure, while iterating.
-        """
-        prompt = token_ids(prompt_ids)
-        _check_params(params)
-        self._check_prompt(prompt)
-        return self._stream(prompt, params)
-
-    async def _stream(self, prompt: TokenIds, params: SamplingParams) -> AsyncGenerator[TokenChunk]:
-        mailbox = Mailbox()
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        request = Request(prompt, params, seed, mailbox)
-        self._thread.post(partial(self._scheduler.add, request))
-        try:
-            finished = False
-            while not finished:
-                chunk = await mailbox.take()
-                finished = chunk.finish_reason is not None
-                yield chunk
-        finally:
-            mailbox.cancelled = True
-
-    def _check_prompt(self, prompt: TokenIds) -> None:
-        if len(prompt) == 0:
-            raise EngineError("The prompt has no tokens; give at least one (e.g. the BOS token).")
-        if len(prompt) >= self.max_context:
-            raise ContextLengthError(len(prompt), self.max_context)
-        vocab = self._weights.vocab_size
-        if prompt.min() < 0 or prompt.max() >= vocab:
-            bad = next(int(t) for t in prompt if not 0 <= t < vocab)
-            raise EngineError(
-                f"The prompt has the token id {bad}, but the model's ids are 0 to {vocab - 1}. "
-                "Is the tokenizer that of this model?"
-            )
 
     # ------------------------------------------------------------ Policy
 
@@ -262,26 +172,9 @@ class EmbeddedModel:
         self._scheduler.weights_changed()
         return version
 
-    async def _run(self, name: str, verb: Callable[[], T | Steps[T]]) -> T:
-        return await asyncio.wrap_future(self._thread.submit(name, verb))
 
-
-def _no_such_function(name: str) -> Callable[..., Any]:
+def no_such_function(name: str) -> Callable[..., Any]:
     raise EngineError(
         f"The loss or KL function {name!r} was asked for, but the model was opened without "
-        "any: it only samples. Pass `losses` and `kls` to EmbeddedModel.open."
+        "any: it only samples. Pass `losses` and `kls` when opening it."
     )
-
-
-def _check_params(params: SamplingParams) -> None:
-    wrong = {
-        "max_tokens must be at least 1": params.max_tokens < 1,
-        "temperature must be a number from 0": not 0 <= params.temperature < float("inf"),
-        "top_p must be above 0 and at most 1": not 0 < params.top_p <= 1,
-        "top_k must be at least 0": params.top_k < 0,
-        "top_logprobs must be at least 0": params.top_logprobs < 0,
-    }
-    for message, is_wrong in wrong.items():
-        if is_wrong:
-            name = message.split(" ", 1)[0]
-            raise EngineError(f"{message}; it is {getattr(params, name)!r}.")

@@ -70,6 +70,12 @@ class Scheduler:
         return bool(self._waiting or self._prefilling or self._running)
 
     def add(self, request: Request) -> None:
+        try:
+            self._weights.version_of(request.weights)
+        except EngineError as error:  # there are no such weights
+            self._outbox.put(request.mailbox, error)
+            self._outbox.flush()
+            return
         self._live.add(request)
         self._waiting.append(request)
         self._count()

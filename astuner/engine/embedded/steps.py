@@ -64,15 +64,21 @@ def decode(
 
 
 def prefill(
-    weights: SamplingWeights, name: str, segments: Sequence[Segment], tokens: Sequence[TokenIds]
-) -> None:
-    """Compute and store the KV of each segment's `tokens`; no logits."""
+    weights: SamplingWeights,
+    name: str,
+    segments: Sequence[Segment],
+    tokens: Sequence[TokenIds],
+    *,
+    logits: bool = False,
+) -> Tensor:
+    """Compute and store the KV of each segment's `tokens`; logits [>= N, V] of all of them
+    if asked for, rows beyond N void, else [0, V]."""
     ids = np.concatenate(tokens)
     positions = np.concatenate([np.arange(s.past, s.past + s.tokens) for s in segments])
     ids_T, positions_T = _row(ids, positions, weights.device)
-    nothing = torch.zeros(0, dtype=torch.long, device=weights.device)
+    keep_N = torch.arange(len(ids_T) if logits else 0, device=weights.device)
     with weights.sampling(name) as model:
-        packed.forward(model, ids_T, positions_T, PrefillPlan(segments), nothing)
+        return packed.forward(model, ids_T, positions_T, PrefillPlan(segments), keep_N)
 
 
 def _row(

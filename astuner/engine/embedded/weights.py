@@ -64,25 +64,31 @@ class States(Protocol):
         ...
 
 
-class Weights:
-    """A loaded model and its states. `version` counts what has been published."""
+class LoadedModel:
+    """What is known of a model once it is loaded."""
 
-    def __init__(
-        self, states: States, *, path: Path, lora: LoraSpec | None, config: Any, tokenizer: Any
-    ) -> None:
-        self.path = path
-        self.lora = lora
-        self.states = states
+    def __init__(self, config: Any, tokenizer: Any, parameter: Tensor) -> None:
         self.tokenizer = tokenizer
-        first = next(iter(states.trained().values()))
-        self.device: torch.device = first.device
-        self.dtype: torch.dtype = first.dtype
+        self.device: torch.device = parameter.device
+        self.dtype: torch.dtype = parameter.dtype
         heads: int = config.num_attention_heads
         self.num_layers: int = config.num_hidden_layers
         self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.vocab_size: int = config.vocab_size
         self.max_context: int = context_length(config)
+
+
+class Weights(LoadedModel):
+    """A loaded model and its states. `version` counts what has been published."""
+
+    def __init__(
+        self, states: States, *, path: Path, lora: LoraSpec | None, config: Any, tokenizer: Any
+    ) -> None:
+        super().__init__(config, tokenizer, next(iter(states.trained().values())))
+        self.path = path
+        self.lora = lora
+        self.states = states
         self.version = 0
         self._entered: list[State] = []
 
