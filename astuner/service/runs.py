@@ -105,8 +105,9 @@ class RunBook:
         return [r.record for r in self._runs.values() if r.record.session_id == session_id]
 
     def live(self, tenant: str) -> int:
-        """Adapters that this tenant has in the engine."""
-        return sum(r.live for r in self._runs.values() if r.record.tenant == tenant)
+        """Adapters that this tenant has in the engine, or will have in a moment."""
+        mine = (r for r in self._runs.values() if r.record.tenant == tenant)
+        return sum(r.live or r.log.next_seq == CREATE for r in mine)
 
     @property
     def waiting(self) -> int:
