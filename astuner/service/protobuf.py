@@ -6,6 +6,7 @@ sparse ones are made dense. Malformed bytes and shapes that do not fit are Reque
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def _tensor(message: pb.Tensor, name: str) -> NDArray[np.generic]:
     if message.HasField("sparse_csr"):
         return _dense(message.sparse_csr, dtype, shape, name)
     values = _array(message.dense, dtype, name)
-    if shape and int(np.prod(shape, dtype=object)) != len(values):
+    if shape and (min(shape) < 0 or math.prod(shape) != len(values)):
         raise _malformed(f"{name} has {len(values)} values but the shape {shape}")
     return values.reshape(shape) if shape else values
 

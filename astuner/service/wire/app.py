@@ -71,13 +71,14 @@ def build_app(service: Service, tenants: Tenants, openai: ASGIApp | None = None)
     handlers: dict[Any, Any] = {
         AstunerError: _refused,
         HTTPException: _http_error,
+        Exception: _bug,
     }
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     return Observed(app, service)
 
 
 class Observed:
-    """Gives each request an id and a span, and turns a bug of ours into an answer."""
+    """Gives each request an id and a span, and keeps a bug of ours to its own request."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -88,12 +89,9 @@ class Observed:
             await self._app(scope, receive, send)
             return
         request_id = uuid.uuid4().hex
-        started = False
 
         async def sending(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 headers = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
                 message = {**message, "headers": headers}
                 seen["http.response.status_code"] = message["status"]
@@ -104,12 +102,8 @@ class Observed:
         ) as seen:
             try:
                 await self._app(scope, receive, sending)
-            except Exception as error:  # the last boundary: one request's bug is one request's
+            except Exception:  # Starlette has answered; one request's bug is one request's
                 logger.exception("request %s %s", request_id, scope["path"])
-                if not started:
-                    detail = f"A bug in the service: {type(error).__name__}: {error}"
-                    response = JSONResponse({"detail": detail, "code": "internal_error"}, 500)
-                    await response(scope, receive, sending)
             seen["tenant"] = scope.get("state", {}).get("tenant", "")
 
 
@@ -126,6 +120,11 @@ async def _refused(_: Request, error: AstunerError) -> JSONResponse:
         status, code, param = error.status, error.code or "invalid_request", error.param
     body = {"detail": str(error), "code": code, "param": param}
     return JSONResponse({k: v for k, v in body.items() if v is not None}, status)
+
+
+async def _bug(_: Request, error: Exception) -> JSONResponse:
+    detail = f"A bug in the service: {type(error).__name__}: {error}"
+    return JSONResponse({"detail": detail, "code": "internal_error"}, 500)
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
