@@ -27,6 +27,17 @@ def need_verl() -> None:
             raise MissingDependency(package, "verl", ON_CPU)
 
 
+def has_flash_attention(device: Device, warn: Callable[[str], None]) -> bool:
+    """Whether the trainer can use flash-attn, which verl asks for on GPUs and nobody installs."""
+    there = find_spec("flash_attn") is not None
+    if device == "cuda" and not there:
+        warn(
+            "flash-attn is not installed: the trainer uses PyTorch's own attention, which is "
+            "slower for long replies. To change that: pip install flash-attn --no-build-isolation"
+        )
+    return there
+
+
 def choose_device(
     config: AstunerConfig, warn: Callable[[str], None], visible: int | None = None
 ) -> Device:

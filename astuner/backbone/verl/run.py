@@ -26,7 +26,7 @@ from astuner.backbone.verl.files import JobFile, write_job
 from astuner.backbone.verl.merge import forget_model, merge_newest
 from astuner.backbone.verl.progress import Follower, state_at
 from astuner.backbone.verl.ray_cluster import check_address, environment
-from astuner.backbone.verl.requirements import choose_device, need_verl
+from astuner.backbone.verl.requirements import choose_device, has_flash_attention, need_verl
 from astuner.backbone.verl.sections import Device, is_async
 from astuner.backbone.verl.supervise import Child, Silence
 from astuner.backbone.verl.translate import Facts, notes, overridden, raw, to_verl
@@ -54,7 +54,7 @@ async def run(context: RunContext) -> RunResult:
         display.stage("loading workflow and tasks")
         parts = user_parts(context)
         display.stage(f"finding model {config.model.path}")
-        plan = _plan(context, parts, device)
+        plan = _plan(context, parts, device, has_flash_attention(device, display.note))
         _tell(context, plan, display)
         if plan.state.step >= plan.settings.total_steps:  # resumed, but nothing is left to do
             state = plan.state
@@ -99,7 +99,7 @@ class Plan:
         return self.run_dir / FOLDER
 
 
-def _plan(context: RunContext, parts: UserParts, device: Device) -> Plan:
+def _plan(context: RunContext, parts: UserParts, device: Device, flash_attention: bool) -> Plan:
     config, run_dir = context.config, context.run_dir.absolute()
     model = resolve_model(config.model.path)
     order = TaskOrder(
@@ -117,7 +117,7 @@ def _plan(context: RunContext, parts: UserParts, device: Device) -> Plan:
         changed = check_resumable(Checkpoint(run_dir / FOLDER, state), settings)
         state = replace(state, config_hash=settings.config_hash)
     held_out = bool(parts.tasks.validation)
-    facts = Facts(str(model), _context_of(model), settings.total_steps, held_out)
+    facts = Facts(str(model), _context_of(model), settings.total_steps, held_out, flash_attention)
     verl = to_verl(config, run_dir=run_dir, device=device, resume=step is not None, facts=facts)
     if step and "trainer.val_before_train" not in raw(config):
         verl["trainer.val_before_train"] = held_out and _owed(state, settings)

@@ -50,6 +50,8 @@ class Facts:
     """Of the whole run, whether from total_steps or total_epochs."""
     validation: bool = True
     """Whether there are validation tasks."""
+    flash_attention: bool = True
+    """Whether verl finds the package flash-attn, which it asks for unless told otherwise."""
 
 
 # ---------------------------------------------------------------- choices
@@ -135,7 +137,7 @@ def model(config: AstunerConfig, device: Device, facts: Facts) -> Settings:
             f"{MODEL}.target_modules": modules,
             f"{MODEL}.lora.merge": merges(config, device),
         }
-    if not on_gpus:
+    if not on_gpus or not facts.flash_attention:
         settings[f"{MODEL}.override_config.attn_implementation"] = "sdpa"
     return settings
 

@@ -404,6 +404,15 @@ def test_facts_of_machine_and_data() -> None:
     assert settings["trainer.resume_mode"] == "auto"
 
 
+def test_without_flash_attention_the_trainer_does_not_ask_for_it() -> None:
+    key = f"{MODEL}.override_config.attn_implementation"
+    assert key not in told(device="cuda")  # verl's default: flash_attention_2
+    without = sections.Facts(flash_attention=False)
+    assert told(device="cuda", facts=without)[key] == "sdpa"
+    own = told(f"verl.{key}=eager", device="cuda", facts=without)
+    assert own[key] == "eager"
+
+
 def test_the_dataset_is_where_verl_is_told() -> None:
     assert getattr(dataset, sections.DATASET[1]).__module__ == sections.DATASET[0][len("pkg://") :]
     assert f"{OnlyWanted.__module__}.{OnlyWanted.__name__}" == sections.CHECKPOINT_CALLBACK
