@@ -130,10 +130,10 @@ class Runtime:
             mailbox.cancelled = True
 
     async def score(
-        self, token_ids_T: Sequence[int] | TokenIds, *, weights: str = "", top_k: int = 0
+        self, prompt_ids: Sequence[int] | TokenIds, *, weights: str = "", top_k: int = 0
     ) -> Scores:
         """The logprobs of the tokens themselves; see `AdapterHost.score`."""
-        tokens = token_ids(token_ids_T)
+        tokens = token_ids(prompt_ids)
         if len(tokens) > self.max_context:
             raise ContextLengthError(len(tokens), self.max_context)
         self._check_tokens("The text", tokens)
