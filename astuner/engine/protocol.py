@@ -339,7 +339,9 @@ class AdapterHost(Protocol):
         The chunks' weight version is the number of steps the adapter had taken."""
         ...
 
-    async def score(self, prompt_ids: Sequence[int], *, weights: str = "", top_k: int = 0) -> Scores:
+    async def score(
+        self, prompt_ids: Sequence[int], *, weights: str = "", top_k: int = 0
+    ) -> Scores:
         """The logprobs of the tokens themselves, under a snapshot or the base, and for each
         position the `top_k` most probable ids."""
         ...

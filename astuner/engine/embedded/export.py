@@ -63,7 +63,19 @@ def _merged(checkpoint: Path, base: Path) -> Any:
             f"The adapter {checkpoint} cannot be merged into {base}: {error}. Give the base model "
             "it was trained on."
         ) from error
+    _refuse_if_tied(tuned, checkpoint)
     return tuned.merge_and_unload().to(dtype)
+
+
+def _refuse_if_tied(tuned: Any, checkpoint: Path) -> None:
+    """Merging into an output embedding that is the input embedding too would change both."""
+    head = tuned.get_output_embeddings()
+    if hasattr(head, "lora_A") and head.weight is tuned.get_input_embeddings().weight:
+        raise CheckpointError(
+            f"The adapter {checkpoint} changes the output embedding, which in this model is the "
+            "input embedding as well: merged, it would be another model. Load base and adapter "
+            "with PEFT instead, or train without model.lora.target_modules on the embedding."
+        )
 
 
 def _copy(source: Path, to: Path, *, but: tuple[str, ...]) -> None:

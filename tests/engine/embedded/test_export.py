@@ -74,6 +74,23 @@ def test_full_weights_get_the_tokenizer(base: Path, tmp_path: Path) -> None:
     assert torch.equal(merged(input_ids=IDS).logits, expected)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_on_the_output_embedding(tmp_path: Path, tied: bool) -> None:
+    base = save_tiny(tmp_path / "base")
+    if tied:
+        model = tiny_model(tie_word_embeddings=True)
+        model.save_pretrained(base)
+    saved = checkpoint(base, tmp_path / "run", LoraSpec(4, 8, target_modules=["unembed"]))
+    if tied:
+        with pytest.raises(CheckpointError, match="input embedding as well"):
+            merge(saved, base, tmp_path / "merged")
+        return
+    tuned = PeftModel.from_pretrained(tiny_model(attention="sdpa"), str(saved))
+    merged = AutoModelForCausalLM.from_pretrained(merge(saved, base, tmp_path / "merged"))
+    expected = tuned(input_ids=IDS).logits
+    torch.testing.assert_close(merged(input_ids=IDS).logits, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_what_cannot_be_merged(base: Path, tmp_path: Path) -> None:
     saved = checkpoint(base, tmp_path / "run", LoraSpec(rank=4, alpha=8))
     with pytest.raises(CheckpointError, match="exists and is not empty"):

@@ -464,6 +464,38 @@ async def test_a_budget_swaps_and_changes_no_number(folder: Path) -> None:
     tight.close()
 
 
+async def test_what_was_moved_goes_on_bitwise(host: EmbeddedHost) -> None:
+    """A move to other memory, as between a GPU and the host, between any two verbs."""
+    for name in ("still", "moved"):
+        await host.create(name, OTHER)
+    trained = host._bank.trained["moved"]
+
+    def move() -> None:
+        learner = trained.learner
+        old = [trained.adapter.flat]
+        if learner.nbytes:
+            masters = learner.masters
+            old += [masters._flat.data, masters._gradient, *masters.moments().values()]
+        to = torch.Tensor.to
+        with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+            patch.setattr(torch.Tensor, "to", lambda self, *args: to(self, *args, copy=True))
+            trained.move(torch.device("cpu"))
+        for tensor in old:  # whoever still reads it shall be seen
+            tensor.fill_(torch.nan)
+
+    for _ in range(3):
+        await host._run("move", move)
+        for name in ("still", "moved"):
+            await host.forward_backward(name, group(), PG)
+        await host._run("move", move)
+        for name in ("still", "moved"):
+            await host.optim_step(name, STEP)
+    await host._run("move", move)
+    assert np.array_equal(await logprobs(host, "moved"), await logprobs(host, "still"))
+    snapshots = [await host.snapshot(name) for name in ("still", "moved")]
+    assert same(await draw(host, snapshots[0]), await draw(host, snapshots[1]))
+
+
 async def test_stats(host: EmbeddedHost) -> None:
     await host.create("a", LORA)
     trained = sum(s.num_trained for s in group())
