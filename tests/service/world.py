@@ -14,8 +14,10 @@ import httpx
 import numpy as np
 from tinker.proto import tinker_public_pb2 as pb
 
+from astuner.chat.protocol import ChatCodec
 from astuner.service.limits import Limits
 from astuner.service.observe import Observer
+from astuner.service.openai import OpenAIEndpoints
 from astuner.service.service import Service
 from astuner.service.store.memory import MemoryStore
 from astuner.service.store.protocol import Store
@@ -203,6 +205,7 @@ async def world(
     store: Store | None = None,
     host: UnigramHost | None = None,
     observer: Observer | None = None,
+    codec: ChatCodec | None = None,
     close: bool = True,
     **limits: Any,
 ) -> AsyncIterator[World]:
@@ -210,8 +213,12 @@ async def world(
     host = host or UnigramHost()
     base = BaseModel(MODEL, host, VOCAB)
     fast = {"poll_seconds": 0.2, **limits}
-    service = Service(base, store or MemoryStore(), data, limits=Limits(**fast), observer=observer)
-    transport = httpx.ASGITransport(build_app(service, Tenants(KEYS)), raise_app_exceptions=False)
+    service = Service(
+        base, store or MemoryStore(), data, limits=Limits(**fast), observer=observer, codec=codec
+    )
+    tenants = Tenants(KEYS)
+    app = build_app(service, tenants, OpenAIEndpoints(service, tenants))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
         await service.start()
         try:
