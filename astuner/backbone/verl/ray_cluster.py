@@ -9,6 +9,7 @@ Pure; Ray is not imported.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ STORE_SHARE = 0.1
 """Of the machine's memory."""
 STORE_LEAST, STORE_MOST = 200 << 20, 32 << 30
 SHARED_MEMORY = Path("/dev/shm")
+TOKEN_FILE = Path("~/.ray/auth_token")
 CPUS_LEAST = 16
 """Ray only counts them, and verl's processes ask for some each."""
 
@@ -68,6 +70,21 @@ def check_address(address: str) -> None:
             f"`astuner.trainer_common.ray_address` is {address!r}, a Ray client's address. Start "
             'astuner on a machine of the cluster, and give "auto" or the head\'s HOST:6379.'
         )
+
+
+def authentication(address: str) -> dict[str, str]:
+    """Of the driver alone; what it starts inherits it, and no log shows it.
+
+    Ray by itself writes a token for a new cluster into the user's home, after which `ray
+    start` wants it of everyone, but `ray.init` with an address does not look for it.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}
+    if not address:
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE.expanduser()
+    has_token = "RAY_AUTH_TOKEN" in os.environ or Path(path).exists()
+    return {"RAY_AUTH_MODE": "token"} if has_token else {}
 
 
 def environment(folder: Path, device: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from astuner.backbone.verl.failing import failure, stalled
 from astuner.backbone.verl.files import JobFile, write_job
 from astuner.backbone.verl.merge import forget_model, merge_newest
 from astuner.backbone.verl.progress import Follower, state_at
-from astuner.backbone.verl.ray_cluster import check_address, environment
+from astuner.backbone.verl.ray_cluster import authentication, check_address, environment
 from astuner.backbone.verl.requirements import choose_device, has_flash_attention, need_verl
 from astuner.backbone.verl.sections import Device, is_async
 from astuner.backbone.verl.supervise import Child, Silence
@@ -167,7 +167,9 @@ async def _train(
     write_job(folder, job)
     (folder / files.SETTINGS).write_text(json.dumps(plan.verl, indent=1))
     follower = _follower(stack, context, plan, display)
-    child = Child([*DRIVER, str(folder)], folder, environment(folder, plan.device))
+    variables = environment(folder, plan.device)
+    variables |= authentication(config.trainer_common.ray_address)
+    child = Child([*DRIVER, str(folder)], folder, variables)
     stack.callback(child.close)
     try:
         await watch(context, child, follower, folder, display)

@@ -27,20 +27,20 @@ def stage_of(trainer: Any) -> Stage:
         words = (words for attribute, words in STARTING if hasattr(trainer, attribute))
         return Stage(next(words, "starting verl's trainer"))
     total = int(trainer.total_training_steps)
+    step = min(int(trainer.global_steps), total)  # one more once it is done
     if not hasattr(trainer, "prev_step_profile"):  # set after the validation before training
-        return Stage("eval", int(trainer.global_steps), total)
+        return Stage("eval", step, total)
     done: set[str] = set(getattr(trainer, "timing_raw", ()))
-    return Stage(_of_step(trainer, done), int(trainer.global_steps), total)
+    return Stage(_of_step(trainer, step, done), step, total)
 
 
-def _of_step(trainer: Any, done: set[str]) -> str:
+def _of_step(trainer: Any, step: int, done: set[str]) -> str:
     """What has not been done yet, in verl's order; a due save or validation is between."""
-    step, last = trainer.global_steps, trainer.total_training_steps
     if "gen" not in done:
         return "rollout"
     if "update_actor" not in done:
         return "train"
-    schedule = trainer.config.trainer
+    last, schedule = trainer.total_training_steps, trainer.config.trainer
     if _due(step, last, schedule.save_freq) and not {"save_checkpoint", "update_weights"} & done:
         return "checkpoint"
     if "update_weights" not in done or not _due(step, last, schedule.test_freq):

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -28,6 +31,7 @@ pytestmark = [
 SECONDS = 240.0
 
 LAUNCHER = """
+import os
 import sys
 from pathlib import Path
 from tests.tiny_run import EarlyLetters, tiny_job
@@ -40,6 +44,7 @@ if __name__ == "__main__":
     job.config.trainer_common.device = "cpu"
     job.config.trainer_common.val_before_train = False
     job.config.trainer_common.stall_timeout = float(sys.argv[4])
+    job.config.trainer_common.ray_address = os.environ.get("GIVEN_CLUSTER", "")
     job.tune(resume="--resume" in sys.argv)
 """
 STUCK = """
@@ -93,6 +98,7 @@ class Launcher:
         return metrics.exists() and max(read_metrics(metrics), default=0) >= steps
 
     def output(self) -> str:
+        """All that it said; only once it has ended."""
         assert self.process.stdout is not None
         said = self.process.stdout.read()
         log = self.run / "verl" / "verl.log"
@@ -114,6 +120,11 @@ def gone(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def titles(processes: Sequence[psutil.Process]) -> list[str]:
+    """Of those that run."""
+    return [" ".join(p.cmdline()) for p in processes if not gone(p)]
 
 
 def temporary_folders() -> set[Path]:
@@ -141,13 +152,11 @@ def test_stopped_resumed_and_killed(tiny_model_dir: Path, tmp_path: Path) -> Non
             *range(1, stopped_at + 1)
         ]
         family = second.family()
-        titles = " ".join(" ".join(p.cmdline()) for p in family)
+        started = " ".join(titles(family))
         for one in ("raylet", "gcs_server", "WatchedTaskRunner", "AgentLoopWorker"):
-            assert one in titles
+            assert one in started
         second.process.kill()
-        assert eventually(lambda: all(gone(p) for p in family), 30), [
-            p.cmdline() for p in family if not gone(p)
-        ]
+        assert eventually(lambda: all(gone(p) for p in family), 30), titles(family)
     assert eventually(lambda: temporary_folders() <= before, 10)
 
 
@@ -168,3 +177,44 @@ def test_a_hung_weight_sync_ends_the_run(tiny_model_dir: Path, tmp_path: Path) -
     assert "while publishing in step 2 of 60" in said
     assert "update_weights (" in said
     assert "Step 2 is saved: go on with --resume." in said
+
+
+def test_a_given_cluster_is_joined_and_left_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Our actors in it end with us, its own processes stay."""
+    temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    port = free_port()
+    own = ["--include-dashboard=false", f"--temp-dir={temporary}", "--disable-usage-stats"]
+    size = ["--num-gpus=1", "--num-cpus=16", "--object-store-memory=200000000"]
+    here = ["--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
+    ray = Path(sys.executable).with_name("ray")
+    cluster = subprocess.Popen(
+        [ray, "start", *here, *own, *size], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        os.environ["GIVEN_CLUSTER"] = f"127.0.0.1:{port}"
+        with Launcher(tiny_model_dir, tmp_path) as launcher:
+            assert eventually(lambda: launcher.trained(1))
+            actors = [p for p in below(cluster) if " ".join(p.cmdline()).startswith("ray::")]
+            assert any("WatchedTaskRunner" in " ".join(p.cmdline()) for p in actors)
+            family = launcher.family()
+            launcher.process.kill()
+            ours = [*family, *actors]
+            assert eventually(lambda: all(gone(p) for p in ours), 60), titles(ours)
+            assert cluster.poll() is None
+            assert any("raylet" in p.name() for p in below(cluster))
+    finally:
+        del os.environ["GIVEN_CLUSTER"]
+        for process in [*below(cluster), psutil.Process(cluster.pid)]:
+            process.kill()
+        cluster.wait(30)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def below(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

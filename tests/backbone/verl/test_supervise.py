@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def test_a_killed_launcher_leaves_no_process(tmp_path: Path, victim: str) -> Non
         for pid in pids(tmp_path):
             if not gone(pid):
                 os.kill(pid, signal.SIGKILL)
+        shutil.rmtree((tmp_path / "guard").read_text().split()[1], ignore_errors=True)
 
 
 def test_a_signal_is_told_as_a_shell_does(tmp_path: Path) -> None:
