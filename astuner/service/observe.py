@@ -8,6 +8,8 @@ ever recorded.
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from typing import Any
 
 from astuner.errors import ConfigError, MissingDependency
 
+OURS = "astuner"
+"""The root of our loggers."""
 Gauge = Callable[[], Iterable[tuple[float, Mapping[str, str]]]]
 """Values and their attributes, asked for whenever metrics are exported."""
 
@@ -28,9 +32,12 @@ class Observer:
         yield {}
 
     @contextmanager
-    def operation(self, kind: str, tenant: str, tokens: int = 0) -> Generator[None]:
+    def operation(self, kind: str, tenant: str) -> Generator[None]:
         """One operation on the device."""
         yield
+
+    def trained(self, tenant: str, tokens: int) -> None:
+        """Tokens went into a gradient."""
 
     def failed(self, kind: str, tenant: str, category: str) -> None:
         """An operation was answered with an error."""
@@ -52,8 +59,9 @@ class Telemetry(Observer):
         self, exporter: str, endpoint: str, *, interval: float, headers: Mapping[str, str]
     ) -> None:
         """`exporter` is "otlp" or "console". Raises MissingDependency, ConfigError."""
-        providers = _providers(exporter, endpoint, interval, headers)
+        *providers, self._handler = _providers(exporter, endpoint, interval, headers)
         self._providers = providers
+        logging.getLogger(OURS).addHandler(self._handler)
         self._tracer = providers[0].get_tracer("astuner.service")
         meter = providers[1].get_meter("astuner.service")
         self._meter = meter
@@ -77,7 +85,7 @@ class Telemetry(Observer):
                 self._requests.record(time.perf_counter() - started, labels)
 
     @contextmanager
-    def operation(self, kind: str, tenant: str, tokens: int = 0) -> Generator[None]:
+    def operation(self, kind: str, tenant: str) -> Generator[None]:
         labels = {"operation": kind, "tenant": tenant}
         started = time.perf_counter()
         with self._tracer.start_as_current_span(f"operation {kind}", attributes=labels):
@@ -85,8 +93,9 @@ class Telemetry(Observer):
                 yield
             finally:
                 self._operations.record(time.perf_counter() - started, labels)
-        if tokens:
-            self._trained.add(tokens, {"tenant": tenant})
+
+    def trained(self, tenant: str, tokens: int) -> None:
+        self._trained.add(tokens, {"tenant": tenant})
 
     def failed(self, kind: str, tenant: str, category: str) -> None:
         self._failures.add(1, {"operation": kind, "tenant": tenant, "category": category})
@@ -104,6 +113,7 @@ class Telemetry(Observer):
         self._meter.create_observable_gauge(name, [observe], unit=unit)
 
     def close(self) -> None:
+        logging.getLogger(OURS).removeHandler(self._handler)
         for provider in self._providers:
             provider.shutdown()
 
@@ -119,9 +129,9 @@ def observer(
 
 def _providers(
     exporter: str, endpoint: str, interval: float, headers: Mapping[str, str]
-) -> tuple[Any, Any, Any]:
-    """Tracer, meter and logger provider, not installed globally: two servers in one process
-    do not see each other."""
+) -> tuple[Any, Any, Any, logging.Handler]:
+    """Tracer, meter and logger provider, and what hands our log to the last. None of them is
+    installed globally."""
     try:
         from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
         from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
@@ -140,10 +150,7 @@ def _providers(
     meters = MeterProvider(metric_readers=[reader], resource=resource)
     loggers = LoggerProvider(resource=resource)
     loggers.add_log_record_processor(BatchLogRecordProcessor(logs))
-    import logging
-
-    logging.getLogger("astuner").addHandler(LoggingHandler(logger_provider=loggers))
-    return tracers, meters, loggers
+    return tracers, meters, loggers, LoggingHandler(logger_provider=loggers)
 
 
 def _exporters(exporter: str, endpoint: str, headers: Mapping[str, str]) -> tuple[Any, Any, Any]:
@@ -152,7 +159,12 @@ def _exporters(exporter: str, endpoint: str, headers: Mapping[str, str]) -> tupl
         from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
         from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
-        return ConsoleSpanExporter(), ConsoleMetricExporter(), ConsoleLogRecordExporter()
+        out = sys.stdout  # their own default is the stdout of when they were imported
+        return (
+            ConsoleSpanExporter(out=out),
+            ConsoleMetricExporter(out=out),
+            ConsoleLogRecordExporter(out=out),
+        )
     if exporter != "otlp":
         raise ConfigError(f"service.otel.exporter must be none, otlp or console, not {exporter!r}.")
     try:

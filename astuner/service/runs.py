@@ -48,7 +48,7 @@ class Operation:
     revive: Callable[[RunRecord], Awaitable[Done]] | None = None
     """Done instead when the engine has no adapter: makes one, whatever became of the old."""
     tokens: int = 0
-    """For the meters."""
+    """That it trains on, for the meters."""
 
 
 @dataclass(slots=True)
@@ -176,7 +176,7 @@ class RunBook:
 
     async def _do(self, run: _Run, operation: Operation) -> None:
         record = run.record
-        with self._observer.operation(operation.kind, record.tenant, operation.tokens):
+        with self._observer.operation(operation.kind, record.tenant):
             try:
                 do = operation.do
                 if not run.live and operation.revive is not None:
@@ -189,6 +189,7 @@ class RunBook:
             except Exception as error:  # the boundary to the engine
                 self._failed(run, operation, error)
                 return
+        self._observer.trained(record.tenant, operation.tokens)
         run.log.finish(time.monotonic())
         self._keep(run, record)
         self._futures.done(operation.request_id, answer, also=[row(run.record)])

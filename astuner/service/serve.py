@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import socket
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +85,8 @@ def serve(
                 timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             )
         )
-        server.run(sockets=[bound])
+        with _stopping_is_no_failure():
+            server.run(sockets=[bound])
         close = getattr(base.host, "close", None)
         if close is not None:
             close()
@@ -90,6 +94,25 @@ def serve(
         bound.close()
         if config.persistence == "none":
             shutil.rmtree(data_dir, ignore_errors=True)
+
+
+@contextmanager
+def _stopping_is_no_failure() -> Generator[None]:
+    """uvicorn raises the signal that stopped it once more when it is done; here that must not
+    end the process before the rest is closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def nothing(number: int, frame: object) -> None:
+        """uvicorn has seen the signal."""
+
+    before = {n: signal.signal(n, nothing) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def make_service(
