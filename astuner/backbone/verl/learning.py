@@ -50,7 +50,6 @@ def algorithm(config: AstunerConfig) -> Settings:
     settings: Settings = {
         "algorithm.adv_estimator": ESTIMATOR,
         "algorithm.use_kl_in_reward": False,
-        "algorithm.filter_groups.enable": own.dynamic_sampling,
         f"{ACTOR}.loss_agg_mode": AGGREGATIONS.get(own.loss_agg_mode),
         f"{ACTOR}.loss_scale_factor": (
             config.data.max_response_length if own.loss_agg_mode == "constant" else None
@@ -60,8 +59,6 @@ def algorithm(config: AstunerConfig) -> Settings:
         **_loss(config),
         **_correction(config),
     }
-    if own.dynamic_sampling:
-        settings["algorithm.filter_groups.metric"] = "reward"
     if trainer.use_kl_loss:
         settings[f"{ACTOR}.kl_loss_coef"] = trainer.kl_loss_coef
         settings[f"{ACTOR}.kl_loss_type"] = KLS.get(trainer.kl_loss_type)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from astuner.algorithm import ADVANTAGES
 from astuner.backbone.verl.learning import LOSSES
+from astuner.backbone.verl.reserved import Problem, reserved
 from astuner.backbone.verl.sections import (
     ACTOR,
     EMBEDDED,
@@ -27,12 +28,8 @@ from astuner.config.loaded import joined
 from astuner.config.schema import AstunerConfig
 from astuner.errors import ConfigError
 
-Problem = tuple[str, str]
-"""A key, and what is wrong with it."""
 WHOLE_BATCH = ("reinforce_plus_plus", "reinforce_plus_plus_baseline")
 """Estimators that compare a group with the other groups of the batch."""
-REFILL_ROUNDS = 3
-"""The schema's default."""
 
 
 def check(config: AstunerConfig, device: Device | None = None) -> None:
@@ -51,6 +48,7 @@ LIFTED_BY: Mapping[str, str] = {
     "trainer_common.algorithm.loss": f"{ACTOR}.policy_loss.loss_mode",
     "trainer_common.optim.lr_schedule": f"{ACTOR}.optim.lr_scheduler_type",
     "trainer_common.optim.warmup_steps": f"{ACTOR}.optim.lr_warmup_steps",
+    "verl.algorithm.use_kl_in_reward": "algorithm.adv_estimator",
 }
 """Whoever sets this verl key himself has taken the choice over."""
 
@@ -68,6 +66,7 @@ def problems(config: AstunerConfig, device: Device | None = None) -> list[Proble
         _memory,
     )
     found = [problem for rule in rules for problem in rule(config, device)]
+    found += reserved(taken)
     return [(key, message) for key, message in found if LIFTED_BY.get(key) not in taken]
 
 
@@ -154,12 +153,6 @@ def _algorithm(config: AstunerConfig, device: Device) -> Iterator[Problem]:
         yield (
             "trainer_common.algorithm.loss",
             f"is {own.loss!r}, which verl's trainer does not have. It has: {', '.join(LOSSES)}.",
-        )
-    if own.dynamic_sampling and own.max_refill_rounds != REFILL_ROUNDS:
-        yield (
-            "trainer_common.algorithm.max_refill_rounds",
-            f"is {own.max_refill_rounds}, but verl replaces groups until the batch is full. "
-            "Remove it, or switch dynamic_sampling off.",
         )
 
 
@@ -255,9 +248,4 @@ def _of_loss(config: AstunerConfig, device: Device) -> Iterator[str]:
     if "->" in own.algorithm.adv_estimator:
         yield (
             f"The advantage estimator {own.algorithm.adv_estimator} is given one group at a time."
-        )
-    if own.algorithm.dynamic_sampling:
-        yield (
-            "`astuner.trainer_common.algorithm.dynamic_sampling`: verl replaces groups until the "
-            "batch is full, without a limit such as max_refill_rounds."
         )

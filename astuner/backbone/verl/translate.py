@@ -118,10 +118,6 @@ BECOMES: Mapping[str, tuple[str, ...]] = {
         f"{_CORRECTION}.rollout_is_threshold",
         f"{_CORRECTION}.bypass_mode",
     ),
-    "trainer_common.algorithm.dynamic_sampling": (
-        "algorithm.filter_groups.enable",
-        "algorithm.filter_groups.metric",
-    ),
     "trainer_common.optim.lr": (f"{_OPTIM}.lr",),
     "trainer_common.optim.lr_schedule": (
         f"{_OPTIM}.lr_scheduler_type",
@@ -170,6 +166,8 @@ READ_HERE: tuple[str, ...] = (
     "task_judge.",
     "context_tracker.",
     "model_tuner.",
+    "trainer_common.algorithm.dynamic_sampling",
+    "trainer_common.algorithm.max_refill_rounds",
     "trainer_common.logger",
     "trainer_common.ray_address",
     "trainer_common.stall_timeout",
@@ -178,11 +176,13 @@ READ_HERE: tuple[str, ...] = (
 UNUSED: Mapping[str, str] = {
     "rollout.kv_cache_tokens": "the engine sizes its cache by rollout.gpu_memory_utilization",
     "rollout.max_staleness": "verl takes turns unless rollout.mode is async",
-    "trainer_common.algorithm.max_refill_rounds": "verl replaces groups until the batch is full",
 }
 """Why a key sets nothing, in the modes where it does not."""
 REMARKS: Mapping[str, str] = {
     "seed": "the adapter's start is verl's own",
+    "trainer_common.algorithm.max_refill_rounds": (
+        "groups that are then still without variance count as zeros in verl's mean"
+    ),
     "trainer_common.algorithm.loss_agg_mode": "failed episodes count as zeros in verl's mean",
     "trainer_common.mini_batch_num": (
         "verl takes a further optimizer step for every ppo_mini_batch_size * num_repeat timelines "
@@ -269,13 +269,13 @@ def _in_words(
     if name == RAW:
         pairs = [_pair(key, value, replaced) for key, value in raw(config).items()]
         return f"verl: {', '.join(pairs)}" if pairs else "nothing"
+    remark = f" ({REMARKS[name]})" if name in REMARKS else ""
     if any(name == key or (key[-1] == "." and name.startswith(key)) for key in READ_HERE):
-        return ITSELF
+        return f"{ITSELF}{remark}"
     pairs = [
         _pair(key, settings[key], replaced) for key in BECOMES.get(name, ()) if key in settings
     ]
     if pairs:
-        remark = f" ({REMARKS[name]})" if name in REMARKS else ""
         return f"verl: {', '.join(pairs)}{remark}"
     return f"not used ({UNUSED[name]})" if name in UNUSED else ""
 

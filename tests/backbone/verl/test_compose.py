@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from astuner.backbone.verl import reserved
 from astuner.backbone.verl.compose import compose, defaults, nearest
 from astuner.backbone.verl.sections import Device
 from astuner.backbone.verl.translate import to_verl
@@ -32,7 +33,7 @@ def settings(*overrides: str, device: Device = "cpu", path: Path | None = None) 
         (),
         ASYNC,
         ("trainer_common.use_kl_loss=true", "trainer_common.kl_loss_type=k1"),
-        ("model.lora.enable=false", "trainer_common.algorithm.dynamic_sampling=true"),
+        ("model.lora.enable=false",),
         ("trainer_common.algorithm.loss=gspo", "trainer_common.algorithm.tis_cap=0"),
         ("trainer_common.optim.warmup_steps=3", "trainer_common.optim.max_grad_norm=0"),
         ("trainer_common.mini_batch_num=2", "trainer_common.algorithm.loss_agg_mode=constant"),
@@ -114,6 +115,17 @@ def test_what_verl_refuses_is_a_config_error() -> None:
     wanted = settings(f"verl.{ACTOR}.loss_agg_mode=mean-of-means")
     with pytest.raises(ConfigError, match=r"verl refuses.*mean-of-means"):
         compose(wanted)
+
+
+def test_what_is_reserved_is_in_verls_configuration() -> None:
+    """A name that verl has given up would protect nothing."""
+    from omegaconf import OmegaConf
+
+    ours = ("runtime_env", "ray_init.address", "agent_loop_manager_class")
+    known = defaults()
+    for key in [*reserved.NEEDED, *reserved.INSTEAD, *reserved.FREE]:
+        if not any(name in key for name in ours):  # not in its YAML
+            assert OmegaConf.select(known, key, default="absent") != "absent", key
 
 
 def test_raw_settings_win() -> None:

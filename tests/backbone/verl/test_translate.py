@@ -10,7 +10,7 @@ import pytest
 
 from astuner.algorithm import AGGREGATIONS, KLS, find_loss
 from astuner.backbone import verl_cpu
-from astuner.backbone.verl import dataset, learning, limits, sections, translate
+from astuner.backbone.verl import dataset, learning, limits, reserved, sections, translate
 from astuner.backbone.verl.checkpoints import OnlyWanted
 from astuner.backbone.verl.sections import Device, Facts
 from astuner.backbone.verl.translate import becomes, overridden, to_verl, warnings
@@ -52,8 +52,7 @@ def test_every_key_of_the_schema_is_decided_once() -> None:
             name in translate.BECOMES,
             read_here(name),
             name.startswith("debug."),
-            name == "trainer_common.algorithm.max_refill_rounds",
-            name == "verl",
+            name in ("verl", "model.targets"),
         ]
         assert sum(ways) == 1, name
         assert (key.backbones == ("debug",)) == name.startswith("debug.")
@@ -62,7 +61,7 @@ def test_every_key_of_the_schema_is_decided_once() -> None:
 
 
 MODES: list[tuple[tuple[str, ...], Device]] = [
-    (("trainer_common.use_kl_loss=true", f"{LOSS}.dynamic_sampling=true"), "cuda"),
+    (("trainer_common.use_kl_loss=true",), "cuda"),
     (("trainer_common.use_kl_loss=true", *ASYNC), "cpu"),
     (ASYNC, "cuda"),
     (("rollout.engine=vllm",), "cpu"),
@@ -325,11 +324,6 @@ TABLE: list[tuple[tuple[str, ...], Device, dict[str, Any]]] = [
         },
     ),
     (
-        (f"{LOSS}.dynamic_sampling=true",),
-        "cuda",
-        {"algorithm.filter_groups.enable": True, "algorithm.filter_groups.metric": "reward"},
-    ),
-    (
         ("trainer_common.use_kl_loss=true", "trainer_common.kl_loss_type=k1"),
         "cuda",
         {
@@ -471,8 +465,6 @@ def test_the_wanted_device(overrides: tuple[str, ...], device: str) -> None:
         ((f"{LOSS}.adv_estimator=gae",), "cuda", "is 'gae', but must be one of grpo, dr_grpo"),
         ((f"{LOSS}.loss=cross_entropy",), "cuda",
          "is 'cross_entropy', which verl's trainer does not have. It has: ppo, gspo, cispo"),
-        ((f"{LOSS}.dynamic_sampling=true", f"{LOSS}.max_refill_rounds=5"), "cuda",
-         "is 5, but verl replaces groups until the batch is full"),
         (("trainer_common.optim.lr_schedule=linear",), "cuda", "is 'linear', which verl's FSDP"),
         (("trainer_common.optim.lr_schedule=cosine", "trainer_common.optim.warmup_steps=3"),
          "cuda", "is 3, but verl's cosine with a warm-up is one step ahead of ours"),
@@ -489,6 +481,50 @@ def test_what_verl_cannot_honour_is_refused(
     assert message in refusal(*overrides, device=device)
 
 
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("data.custom_cls.path=mine.py",
+         "is not for setting: tasks, lengths and the batch are `astuner.task_reader` and"),
+        ("data.shuffle=true", "is not for setting: tasks, lengths and the batch"),
+        ("custom_reward_function.path=mine.py", "use `astuner.task_judge` with judge_type"),
+        (f"{ROLLOUT}.agent.default_agent_loop=tool_agent",
+         "is not for setting: episodes are those of your workflow, `astuner.rollout.user_work"),
+        (f"{ROLLOUT}.multi_turn.enable=true", "turns and tools are your workflow's own"),
+        (f"{ROLLOUT}.calculate_log_probs=false", "is False, but has to be True: a token is"),
+        ("algorithm.use_kl_in_reward=true", "Use `astuner.trainer_common.use_kl_loss`."),
+        ("algorithm.filter_groups.enable=true", "algorithm.dynamic_sampling`."),
+        ("trainer.v1.trainer_mode=colocate_async", "use `astuner.rollout.mode`."),
+        ("trainer.logger=[console]", "is not for setting: verl's metrics are read from its"),
+        ("ray_kwargs.ray_init.runtime_env={}",
+         "would replace a whole section of verl's: name the settings below it."),
+        ("trainer=null", "would replace a whole section of verl's"),
+    ],
+)  # fmt: skip
+def test_what_astuner_stands_on_is_not_for_setting(raw: str, message: str) -> None:
+    key = raw.partition("=")[0]
+    assert refusal(f"verl.{raw}").startswith(f"`astuner.verl.{key}` ")
+    assert message in refusal(f"verl.{raw}")
+
+
+def test_next_to_what_is_reserved_all_is_free() -> None:
+    free = ("data.trust_remote_code=true", f"{ROLLOUT}.calculate_log_probs=true")
+    free += ("trainer.nnodes=2", "trainer.logger_x=1", "ray_kwargs.ray_init.num_cpus=4")
+    settings = told(*(f"verl.{one}" for one in free))
+    assert settings["data.trust_remote_code"] is True
+    own = (
+        f"verl.{key}" for key in ("algorithm.use_kl_in_reward=true", "algorithm.adv_estimator=gae")
+    )
+    assert told(*own)["algorithm.use_kl_in_reward"] is True
+
+
+def test_what_is_reserved_and_set_is_set_to_what_is_needed() -> None:
+    """The table is of keys that verl has and we set; a value that is needed is the one set."""
+    settings = told() | told(*ASYNC)
+    for key, (value, _) in reserved.NEEDED.items():
+        assert settings[key] is value
+
+
 def test_all_refusals_come_at_once() -> None:
     message = refusal("trainer_common.optim.lr_schedule=linear", f"{LOSS}.loss=cross_entropy")
     assert message.startswith("The configuration has 2 problems:")
@@ -498,7 +534,8 @@ def test_who_sets_the_verl_key_himself_is_let_through() -> None:
     raw = f"verl.{OPTIM}.lr_scheduler_type=cosine"
     settings = told("trainer_common.optim.lr_schedule=linear", raw)
     assert settings[f"{OPTIM}.lr_scheduler_type"] == "cosine"
-    assert all(key in keys() for key in limits.LIFTED_BY)
+    ours = {*keys(), *(f"verl.{key}" for key in reserved.NEEDED)}
+    assert limits.LIFTED_BY.keys() <= ours
 
 
 def test_the_embedded_engine_reads_its_cache_size() -> None:
@@ -517,6 +554,7 @@ def test_explain_names_key_and_value() -> None:
     )
     assert words["rollout.episode_timeout"] == "read by astuner itself"
     assert words["task_reader.jsonl_dataset_file.training.file_path"] == "read by astuner itself"
+    assert words[f"{LOSS}.dynamic_sampling"] == "read by astuner itself"
     assert words["rollout.max_staleness"].startswith("not used (verl takes turns")
     assert words["debug.train_step"] == ""
     assert words["verl"] == "nothing"
@@ -540,7 +578,6 @@ def test_a_raw_setting_wins_visibly() -> None:
          "in verl's KL term each timeline counts alike"),
         (("trainer_common.use_kl_loss=true", f"{LOSS}.loss_agg_mode=token-mean"),
          "verl cuts the estimate at 10 a token"),
-        ((f"{LOSS}.dynamic_sampling=true",), "without a limit such as max_refill_rounds"),
         ((f"{LOSS}.adv_estimator=a.b->c",), "a.b->c is given one group at a time"),
         (("trainer_common.device=cpu", "model.lora.enable=false"),
          "verl's trainer runs on the CPU"),
