@@ -14,6 +14,7 @@ from typing import Any
 
 from astuner.config.keys import full, get, nearest_choice
 from astuner.config.schema import BACKBONES, AstunerConfig
+from astuner.config.targets import target_problems
 
 Problem = tuple[tuple[str, ...], str]
 """The keys concerned, and what is wrong."""
@@ -144,7 +145,7 @@ _RANGES: Mapping[str, tuple[Test, str]] = {
 
 def value_problems(config: AstunerConfig) -> Iterator[Problem]:
     """Everything that is wrong with the values themselves."""
-    for rule in (_ranges, _choices, _sampling, _regex):
+    for rule in (_ranges, _choices, _sampling, _regex, target_problems):
         yield from rule(config)
 
 

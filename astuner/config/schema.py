@@ -52,6 +52,14 @@ class ModelConfig:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to the chat template, e.g. {enable_thinking: false}."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+    targets: dict[str, Any] = field(
+        default_factory=dict, metadata={"backbones": ("local", "debug")}
+    )
+    """Who answers the calls of a target tag, in workflows with several agents. Tags that are
+    not named share the adapter `model.lora`. A tag's value is one of: {lora: {rank: 8}, lr:
+    0.0001}, an adapter of its own (what it leaves out is as for the shared one); {frozen:
+    true}, the base; {version: -k, of: TAG}, the weights of k publishes ago (of the shared
+    adapter without `of`); {endpoint: {base_url: ..., model: ..., api_key_env: ...}}."""
 
 
 @dataclass

@@ -223,7 +223,7 @@ def test_duplicate_key(write) -> None:
          "max_response_length, train_batch_size."),
         ("model: smollm2",
          "x.yaml:2: `astuner.model` is a section, not a value, but 'smollm2' was given. "
-         "Its keys are: path, device, dtype, renderer, template_kwargs, lora."),
+         "Its keys are: path, device, dtype, renderer, template_kwargs, lora, targets."),
         ("seed: many", "x.yaml:2: `astuner.seed` must be a whole number, but is 'many' (str)."),
         ("seed: 1.5", "x.yaml:2: `astuner.seed` must be a whole number, but is 1.5 (float)."),
         ("seed: true", "x.yaml:2: `astuner.seed` must be a whole number, but is True (bool)."),
