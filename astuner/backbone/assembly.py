@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from astuner.algorithm import find_kl, find_loss
 from astuner.backbone.context import RunContext
@@ -73,7 +74,12 @@ def open_model(config: AstunerConfig) -> EmbeddedModel:
     )
 
 
-def open_codec(config: AstunerConfig, model: EmbeddedModel) -> ChatCodec:
+class WithTokenizer(Protocol):
+    @property
+    def tokenizer(self) -> Any: ...
+
+
+def open_codec(config: AstunerConfig, model: WithTokenizer) -> ChatCodec:
     return load_codec(
         model.tokenizer,
         renderer=config.model.renderer,
