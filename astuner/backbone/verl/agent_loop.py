@@ -19,7 +19,7 @@ from verl.experimental.agent_loop.agent_loop import (  # pyright: ignore[reportM
     AgentLoopOutput,
 )
 
-from astuner.backbone.verl.files import folder_of_process, give_up
+from astuner.backbone.spawned.files import folder_of_process, give_up
 from astuner.backbone.verl.opening import open_worker
 from astuner.backbone.verl.outputs import Row
 from astuner.backbone.verl.worker import Asked, Worker

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from astuner.backbone.verl.files import folder_of_process, read_job
+from astuner.backbone.spawned.files import folder_of_process, read_job
 
 log = logging.getLogger(__name__)
 _FOLDER = re.compile(r"global_step_(\d+)")

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from astuner.backbone.verl.files import folder_of_process, gave_up, read_job
+from astuner.backbone.spawned.files import folder_of_process, gave_up, read_job
 from astuner.backbone.verl.sections import VALIDATION_FILES
 from astuner.task_reader import TaskOrder
 from astuner.types import Task

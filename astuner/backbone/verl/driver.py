@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from astuner.backbone.verl.files import SETTINGS, Stage, give_up, read_job, write_stage
+from astuner.backbone.spawned.files import SETTINGS, Stage, give_up, read_job, write_stage
 from astuner.backbone.verl.ray_cluster import environment, init_arguments
+from astuner.backbone.verl.sections import AGENT_LOOP, ROLLOUT
 from astuner.errors import AstunerError
 
 AGENT_LOOPS = "agent_loops.yaml"
-LOOP = "- name: astuner\n  _target_: astuner.backbone.verl.agent_loop.EpisodeLoop\n"
-LOOP_KEY = "actor_rollout_ref.rollout.agent.agent_loop_config_path"
+LOOP = f"- name: {AGENT_LOOP}\n  _target_: astuner.backbone.verl.agent_loop.EpisodeLoop\n"
 
 
 def main(folder: Path) -> int:
@@ -56,10 +56,10 @@ def _train(folder: Path) -> None:
 
 
 def with_loop(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with our agent loop where none is set."""
+    """The settings, with our agent loop in a file that verl's processes of all machines see."""
     path = folder / AGENT_LOOPS
     path.write_text(LOOP)
-    return {LOOP_KEY: str(path), **settings}
+    return {**settings, f"{ROLLOUT}.agent.agent_loop_config_path": str(path)}
 
 
 def _set_ray(config: Any, settings: Mapping[str, Any], folder: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from astuner.backbone.assembly import UserParts, open_server, rollout_settings, workbench
+from astuner.backbone.spawned.files import read_job, sign_of_life
 from astuner.backbone.verl.engine import Client, VerlEngine
-from astuner.backbone.verl.files import read_job, sign_of_life
 from astuner.backbone.verl.worker import Worker
 from astuner.chat import load_codec
 from astuner.config.schema import AstunerConfig

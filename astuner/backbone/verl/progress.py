@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from astuner.backbone.report import eval_result
-from astuner.backbone.verl.files import (
+from astuner.backbone.spawned.files import (
     METRICS,
     GroupRecord,
     SpoolReader,
@@ -24,7 +24,7 @@ from astuner.backbone.verl.files import (
     last_sign,
     read_stage,
 )
-from astuner.backbone.verl.lines import LineReader
+from astuner.backbone.spawned.lines import LineReader
 from astuner.tracking.display import NAMES as NAMES_OF_STAGES
 from astuner.trainer.batch import MASKED, account, make_batch, sampled_tokens
 from astuner.trainer.checkpoints import TrainerState

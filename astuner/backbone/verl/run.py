@@ -20,15 +20,17 @@ from typing import Any
 from astuner.backbone.assembly import UserParts, user_parts
 from astuner.backbone.context import RunContext, RunResult
 from astuner.backbone.report import finish, saved_step, verl_checkpoint
-from astuner.backbone.verl import files
-from astuner.backbone.verl.failing import failure, stalled
-from astuner.backbone.verl.files import JobFile, write_job
+from astuner.backbone.spawned import files
+from astuner.backbone.spawned.files import JobFile, write_job
+from astuner.backbone.spawned.program import Program
+from astuner.backbone.spawned.ray_cluster import authentication, check_address
+from astuner.backbone.spawned.supervise import Child
+from astuner.backbone.spawned.watching import watch
 from astuner.backbone.verl.merge import forget_model, merge_newest
 from astuner.backbone.verl.progress import Follower, state_at
-from astuner.backbone.verl.ray_cluster import authentication, check_address, environment
+from astuner.backbone.verl.ray_cluster import environment
 from astuner.backbone.verl.requirements import choose_device, has_flash_attention, need_verl
 from astuner.backbone.verl.sections import Device, is_async
-from astuner.backbone.verl.supervise import Child, Silence
 from astuner.backbone.verl.translate import Facts, notes, overridden, raw, to_verl
 from astuner.engine.model_source import resolve_model
 from astuner.errors import AstunerError, BackboneError, CheckpointError, DeadlineExceeded
@@ -37,9 +39,8 @@ from astuner.tracking import EpisodeStore, MetricSinks, RunDisplay
 from astuner.trainer import TrainResult, TrainSettings
 from astuner.trainer.checkpoints import Checkpoint, TrainerState, check_resumable
 
-POLL_SECONDS = 0.5
-NOTICE_SECONDS = 5.0
 FOLDER = "verl"
+VERL = Program("verl", trainer="WatchedTaskRunner")
 DRIVER = (sys.executable, "-m", "astuner.backbone.verl.driver")
 
 
@@ -169,10 +170,10 @@ async def _train(
     follower = _follower(stack, context, plan, display)
     variables = environment(folder, plan.device)
     variables |= authentication(config.trainer_common.ray_address)
-    child = Child([*DRIVER, str(folder)], folder, variables)
+    child = Child([*DRIVER, str(folder)], folder, variables, log=VERL.log)
     stack.callback(child.close)
     try:
-        await watch(context, child, follower, folder, display)
+        await watch(VERL, context, child, follower, folder, display)
     except (BackboneError, DeadlineExceeded, CheckpointError):
         raise  # its log is worth reading
     except AstunerError:
@@ -208,39 +209,6 @@ def _follower(stack: ExitStack, context: RunContext, plan: Plan, display: RunDis
         state=plan.state,
         takes_turns=not is_async(config),
     )
-
-
-async def watch(
-    context: RunContext, child: Child, follower: Follower, folder: Path, display: RunDisplay
-) -> None:
-    """Follow the child to its end.
-
-    Raises what made the run give up, DeadlineExceeded after too long a silence, and
-    BackboneError when the child fails.
-    """
-    silence = Silence(context.config.trainer_common.stall_timeout)
-    asked, noticed = False, 0.0
-    while (code := child.ended()) is None:
-        await asyncio.sleep(POLL_SECONDS)
-        follower.poll()
-        silence.note(follower.signs())
-        if silence.too_long:
-            raise await asyncio.to_thread(stalled, folder, silence.seconds)
-        if (reason := files.gave_up(folder)) is not None:
-            raise reason
-        if context.stop.is_set() and not asked:
-            asked = True
-            child.ask_to_stop()
-        if silence.seconds < NOTICE_SECONDS:
-            noticed = 0.0
-        elif silence.seconds > 2 * noticed:
-            noticed = silence.seconds
-            display.waiting(follower.waits_for, noticed)
-    follower.poll()
-    if (reason := files.gave_up(folder)) is not None:
-        raise reason
-    if code:
-        raise failure(folder, code)
 
 
 def _merged(plan: Plan, display: RunDisplay) -> Path | None:

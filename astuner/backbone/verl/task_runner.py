@@ -14,7 +14,7 @@ from typing import Any
 import ray  # pyright: ignore[reportMissingImports]
 from verl.trainer.main_ppo import TaskRunnerV1  # pyright: ignore[reportMissingImports]
 
-from astuner.backbone.verl.files import STOP, Stage, folder_of_process, write_stage
+from astuner.backbone.spawned.files import STOP, Stage, folder_of_process, write_stage
 from astuner.backbone.verl.trainer_stage import stage_of
 
 POLL_SECONDS = 0.25

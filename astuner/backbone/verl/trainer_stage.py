@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from astuner.backbone.verl.files import Stage
+from astuner.backbone.spawned.files import Stage
 
 STARTING = (
     ("checkpoint_manager", "bringing the weights to the rollout servers"),

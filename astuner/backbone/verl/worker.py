@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 from astuner.algorithm.assign import credit
 from astuner.backbone.assembly import Workbench
+from astuner.backbone.spawned.files import GroupRecord, JobFile, give_up, spool_group
 from astuner.backbone.verl.engine import VerlEngine
-from astuner.backbone.verl.files import GroupRecord, JobFile, give_up, spool_group
 from astuner.backbone.verl.outputs import (
     Row,
     advantage_rows,

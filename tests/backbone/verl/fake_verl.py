@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from astuner.backbone.verl.files import (
+from astuner.backbone.spawned.files import (
     METRICS,
     SETTINGS,
     STOP,
@@ -30,7 +30,7 @@ from astuner.backbone.verl.files import (
     spool_group,
     write_stage,
 )
-from astuner.backbone.verl.stacks import answer_for_stacks
+from astuner.backbone.spawned.stacks import answer_for_stacks
 from astuner.errors import UserCodeError
 from astuner.types import Episode
 from tests.tracking.records import call, episode, sample

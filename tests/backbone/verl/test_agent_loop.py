@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from astuner.backbone.verl.files import FOLDER_VARIABLE, SpoolReader, gave_up
+from astuner.backbone.spawned.files import FOLDER_VARIABLE, SpoolReader, gave_up
 from tests.backbone.verl.verl_world import OK, planned, play, prompt, write
 
 pytestmark = pytest.mark.verl
@@ -41,14 +41,15 @@ async def test_hydra_makes_loops_that_share_a_worker(
     )
 
     from astuner.backbone.verl.agent_loop import close_worker
-    from astuner.backbone.verl.sections import AGENT_LOOPS
+    from astuner.backbone.verl.driver import with_loop
 
     ours = verl_loop.our_config(tiny_model_dir)
     config = verl_loop.verls_config(ours, tmp_path)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     write(tmp_path, [planned(play(1.0, 2), "raise", play(0.0))], config=ours)
     tokenizer, servers = AutoTokenizer.from_pretrained(tiny_model_dir), verl_loop.Servers(config)
-    [registered] = OmegaConf.load(AGENT_LOOPS)
+    [loops_file] = with_loop(tmp_path, {}).values()
+    [registered] = OmegaConf.load(loops_file)
 
     def loop() -> Any:
         return hydra.utils.instantiate(

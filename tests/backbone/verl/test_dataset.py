@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from astuner import Task
+from astuner.backbone.spawned.files import FOLDER_VARIABLE, give_up
 from astuner.backbone.verl.dataset import ENDLESS, TaskDataset
-from astuner.backbone.verl.files import FOLDER_VARIABLE, give_up
 from astuner.backbone.verl.sections import TRAIN_FILES, VALIDATION_FILES
 from astuner.errors import UserCodeError
 from astuner.task_reader import TaskOrder

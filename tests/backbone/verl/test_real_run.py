@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from astuner.backbone.verl.files import read_stage
+from astuner.backbone.spawned.files import read_stage
 from astuner.tracking import read_metrics
 
 pytestmark = [

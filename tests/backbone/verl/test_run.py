@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -22,10 +23,11 @@ from transformers import AutoModelForCausalLM
 
 from astuner import AstunerJob, TunedModel
 from astuner.backbone.context import RunContext
-from astuner.backbone.verl import requirements, stacks
+from astuner.backbone.spawned import stacks, watching
+from astuner.backbone.spawned.files import last_sign
+from astuner.backbone.spawned.supervise import Silence
+from astuner.backbone.verl import requirements
 from astuner.backbone.verl import run as verl_run
-from astuner.backbone.verl.files import last_sign
-from astuner.backbone.verl.supervise import Silence
 from astuner.config.load import from_python
 from astuner.config.schema import AstunerConfig
 from astuner.errors import (
@@ -51,7 +53,7 @@ def job(
     """A job whose verl is the fake one."""
     monkeypatch.setattr(verl_run, "DRIVER", FAKE)
     monkeypatch.setattr(verl_run, "need_verl", lambda: None)
-    monkeypatch.setattr(verl_run, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(watching, "POLL_SECONDS", 0.05)
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
 
@@ -206,8 +208,8 @@ def test_silence_ends_the_run_and_says_where_it_hung(
         """Runs from the moment that the child hangs: its last sign is there."""
         return float(next(ticks)) if last_sign(tmp_path / "tiny" / "verl")[1] else 0.0
 
-    monkeypatch.setattr(verl_run, "Silence", partial(Silence, clock=clock))
-    monkeypatch.setattr("astuner.backbone.verl.failing.TRAINER", "fake_verl.py")
+    monkeypatch.setattr(watching, "Silence", partial(Silence, clock=clock))
+    monkeypatch.setattr(verl_run, "VERL", replace(verl_run.VERL, trainer="fake_verl.py"))
     monkeypatch.setattr(stacks, "_INTERESTING", re.compile("fake_verl"))
     hanging = job("hangs:2", total_steps=4)
     hanging.config.trainer_common.stall_timeout = 20.0

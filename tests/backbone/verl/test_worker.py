@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 
 from astuner import ModelTuner, Workflow, WorkflowOutput, WorkflowTask
-from astuner.backbone.verl.files import GroupRecord, SpoolReader, gave_up, last_sign
+from astuner.backbone.spawned.files import GroupRecord, SpoolReader, gave_up, last_sign
 from astuner.backbone.verl.opening import share
 from astuner.backbone.verl.worker import GroupDropped
 from astuner.errors import EngineError, UserCodeError
@@ -311,7 +311,7 @@ async def test_abandoned_calls_are_cancelled_on_the_workers_loop(tmp_path: Path)
 async def test_what_happens_is_a_sign_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("astuner.backbone.verl.files.SECONDS_BETWEEN_SIGNS", 0.0)
+    monkeypatch.setattr("astuner.backbone.spawned.files.SECONDS_BETWEEN_SIGNS", 0.0)
     write(tmp_path, [planned(play(1.0), "raise")])
     async with opened(tmp_path, FakeServers(), verl_config(n=1)) as worker:
         assert last_sign(tmp_path) == (0.0, "")

@@ -17,7 +17,7 @@ from typing import Any
 from openai import OpenAI
 
 from astuner import ModelTuner, Task, Workflow, WorkflowOutput, WorkflowTask
-from astuner.backbone.verl.files import JobFile, write_job
+from astuner.backbone.spawned.files import JobFile, write_job
 from astuner.backbone.verl.opening import open_worker
 from astuner.backbone.verl.worker import Asked, Worker
 from astuner.config.schema import AstunerConfig

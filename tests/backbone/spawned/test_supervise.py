@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from astuner.backbone.verl.files import LOG, STOP
-from astuner.backbone.verl.supervise import Child, Silence, temporary_folder
+from astuner.backbone.spawned.files import STOP
+from astuner.backbone.spawned.supervise import Child, Silence, temporary_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl, as verl itself does")
 SECONDS = 20.0
@@ -69,17 +69,17 @@ def gone(pid: int) -> bool:
 
 
 def test_what_a_command_leaves_behind_is_killed_at_its_end(tmp_path: Path) -> None:
-    with Child(command(tmp_path, "7"), tmp_path) as child:
+    with Child(command(tmp_path, "7"), tmp_path, log="child.log") as child:
         started = pids(tmp_path)
         assert eventually(lambda: child.ended() is not None)
         assert child.ended() == 7
         assert [gone(pid) for pid in started] == [True, True, True]
         assert not child.temporary.exists()
-    assert (tmp_path / LOG).read_text().splitlines() == ["bye"]
+    assert (tmp_path / "child.log").read_text().splitlines() == ["bye"]
 
 
 def test_closing_kills_daemons_too(tmp_path: Path) -> None:
-    child = Child(command(tmp_path, "stay"), tmp_path)
+    child = Child(command(tmp_path, "stay"), tmp_path, log="child.log")
     started = pids(tmp_path)
     assert child.ended() is None and not any(gone(pid) for pid in started)
     child.close()
@@ -91,8 +91,8 @@ def test_closing_kills_daemons_too(tmp_path: Path) -> None:
 LAUNCHER = """
 import sys, time
 from pathlib import Path
-from astuner.backbone.verl.supervise import Child
-child = Child(sys.argv[2:], Path(sys.argv[1]))
+from astuner.backbone.spawned.supervise import Child
+child = Child(sys.argv[2:], Path(sys.argv[1]), log="child.log")
 Path(sys.argv[1], "guard").write_text(f"{child.pid} {child.temporary}")
 time.sleep(600)
 """
@@ -124,14 +124,14 @@ def test_a_killed_launcher_leaves_no_process(tmp_path: Path, victim: str) -> Non
 
 
 def test_a_signal_is_told_as_a_shell_does(tmp_path: Path) -> None:
-    with Child(command(tmp_path, "stay"), tmp_path) as child:
+    with Child(command(tmp_path, "stay"), tmp_path, log="child.log") as child:
         os.kill(pids(tmp_path)[0], signal.SIGSEGV)
         assert eventually(lambda: child.ended() is not None)
         assert child.ended() == 128 + 11
 
 
 def test_a_wish_to_stop_is_a_file(tmp_path: Path) -> None:
-    with Child([sys.executable, "-c", "pass"], tmp_path) as child:
+    with Child([sys.executable, "-c", "pass"], tmp_path, log="child.log") as child:
         child.ask_to_stop()
     assert (tmp_path / STOP).exists()
 

@@ -1,6 +1,6 @@
-"""The process between the launcher and verl: nothing that was started outlives it.
+"""The process between the launcher and a trainer: nothing that was started outlives it.
 
-    python -m astuner.backbone.verl.guard TEMPORARY_FOLDER COMMAND ...
+    python -m astuner.backbone.spawned.guard TEMPORARY_FOLDER COMMAND ...
 
 Runs the command, and ends when it ends or when standard input closes, which happens
 when the launcher dies, however it dies. Then every process below it is killed: Ray's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from astuner.backbone.verl.last_words import last_words
+from astuner.backbone.spawned.last_words import last_words
 
 RAY = """\
 2026-01-01 00:00:00,000\tINFO worker.py:2000 -- Started a local Ray instance.

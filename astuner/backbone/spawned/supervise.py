@@ -1,4 +1,4 @@
-"""verl's processes as one child of the launcher: started, watched, stopped and buried.
+"""A trainer's processes as one child of the launcher: started, watched, stopped and buried.
 
 The child is a `guard`, which ends with us and takes everything below it along. Here is
 also how long silence may last: `Silence` measures it on our own clock, from any change
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from astuner.backbone.verl.files import LOG, STOP
+from astuner.backbone.spawned.files import STOP
 
 CLOSE_SECONDS = 30.0
 """The guard needs a moment to kill what is below it."""
@@ -27,23 +27,28 @@ SHORT_TEMPORARY = "/tmp"
 
 
 class Child:
-    """One command under a guard, with its output in `folder/verl.log`. Close it, or use it as
-    a context manager; closing kills whatever still runs."""
+    """One command under a guard, with its output in a file `log` of the folder. Close it, or use
+    it as a context manager; closing kills whatever still runs."""
 
     def __init__(
-        self, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        log: str,
     ) -> None:
         """`environment` is added to ours; RAY_TMPDIR in it is set to a new folder of the
         child's own, which is deleted with it."""
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.temporary = temporary_folder()
-        guard = [sys.executable, "-m", "astuner.backbone.verl.guard", str(self.temporary)]
-        with (folder / LOG).open("ab") as log:
+        guard = [sys.executable, "-m", "astuner.backbone.spawned.guard", str(self.temporary)]
+        with (folder / log).open("ab") as output:
             self._guard = subprocess.Popen(
                 [*guard, *command],
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 # Ctrl-C in a terminal goes to its whole process group: it is ours to handle.
                 start_new_session=True,

@@ -1,18 +1,18 @@
-"""What the launcher and verl's processes tell each other: files in one folder of the run.
+"""What the launcher and the processes below it tell each other: files in one folder of the run.
 
     job.pkl            in:  configuration, workflow, judge and tasks, for every worker
-    settings.json      in:  verl's own configuration, as flat keys
+    settings.json      in:  the trainer's own configuration
     spool/*.group      out: groups that have ended, each read once
     signs/HOST-PID     out: what a process did last; a hang is their silence
-    stage.json         out: where verl's trainer is
-    metrics.jsonl      out: verl's own metrics, by its file logger
+    stage.json         out: where the trainer is
+    metrics.jsonl      out: the trainer's own metrics
     gave_up.pkl        out: why nothing more can come of the run
     stop               in:  exists once the user wants the run to end after its step
-    verl.log           all that verl's processes print
+    NAME.log           all that the processes print (`program`)
 
 Everything is written under a temporary name and renamed, so that a reader sees whole
 files only, on a file system that several machines share too. Nothing here knows Ray or
-verl. The folder's name is in the environment variable `ASTUNER_VERL_FOLDER`.
+a trainer. The folder's name is in the environment variable `ASTUNER_RUN_FOLDER`.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from astuner.task_judge import Judge
 from astuner.task_reader import TaskSplits
 from astuner.types import Episode, Task, WorkflowOutput
 
-FOLDER_VARIABLE = "ASTUNER_VERL_FOLDER"
+FOLDER_VARIABLE = "ASTUNER_RUN_FOLDER"
 JOB, SPOOL, SIGNS, GAVE_UP = "job.pkl", "spool", "signs", "gave_up.pkl"
 SETTINGS, STAGE, METRICS, STOP = "settings.json", "stage.json", "metrics.jsonl", "stop"
-LOG, STACKS = "verl.log", "stacks"
+STACKS = "stacks"
 SECONDS_BETWEEN_SIGNS = 1.0
 
 
@@ -70,13 +70,13 @@ class GroupRecord:
     group_id: str
     episodes: tuple[Episode, ...]
     kept: bool
-    """False when verl got nothing of it (and refills it)."""
+    """False when the trainer got nothing of it (and refills it)."""
     counters: Mapping[str, float] = field(default_factory=dict[str, float])
     """Of the rollout since the process's previous record, to be summed."""
 
 
 def folder_of_process() -> Path:
-    """The folder that this process of verl was started with. Raises KeyError outside one."""
+    """The folder that this process was started with. Raises KeyError outside one."""
     return Path(os.environ[FOLDER_VARIABLE])
 
 
@@ -91,7 +91,7 @@ def write_job(folder: Path, job: JobFile) -> Path:
             content = _cloudpickle().dumps(job)
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
             raise UserCodeError(
-                f"Workflow, judge and tasks have to be sent to verl's processes, but: {error}. "
+                f"Workflow, judge and tasks have to be sent to other processes, but: {error}. "
                 "Make what cannot be sent (locks, open files, clients, loaded models) inside "
                 "`execute` or the judge's first call instead of at import or in __init__."
             ) from error
@@ -220,8 +220,7 @@ def read_stage(folder: Path) -> Stage | None:
 
 
 def give_up(folder: Path, error: BaseException) -> None:
-    """Say that nothing more can come of the run. verl would replace failing groups for
-    ever; its dataset reads this and raises it in the trainer. The first reason stays."""
+    """Say that nothing more can come of the run; the launcher ends it. The first reason stays."""
     if not (folder / GAVE_UP).exists():
         reason = error if isinstance(error, AstunerError) else _told(error)
         _write(folder / GAVE_UP, pickle.dumps((type(reason), reason.args, vars(reason))))
@@ -274,5 +273,5 @@ def _cloudpickle() -> Any:
     try:
         import cloudpickle
     except ModuleNotFoundError as error:
-        raise MissingDependency("cloudpickle", "verl", "The verl backbone") from error
+        raise MissingDependency("cloudpickle", "verl", "This backbone") from error
     return cloudpickle

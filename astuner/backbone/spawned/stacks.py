@@ -1,6 +1,6 @@
-"""Where each of verl's processes is stuck, asked from outside.
+"""Where each of the processes below the launcher is stuck, asked from outside.
 
-Loaded into every one of them (`VERL_USE_EXTERNAL_MODULES`): on SIGUSR2 a process writes
+Loaded into every one of them: on SIGUSR2 a process writes
 the stacks of its threads into a file of its own, also where it hangs in native code.
 The launcher asks those of its own machine before it ends a run that has fallen silent.
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import psutil
 
-from astuner.backbone.verl.files import FOLDER_VARIABLE, STACKS, this_host, this_process
+from astuner.backbone.spawned.files import FOLDER_VARIABLE, STACKS, this_host, this_process
 
 SIGNAL = signal.SIGUSR2
 SECONDS_TO_WRITE = 2.0
 _FRAME = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+) in (?P<name>.+)')
-_INTERESTING = re.compile(r"/(verl|astuner|vllm|transfer_queue)/")
+_INTERESTING = re.compile(r"/(verl|trinity|astuner|vllm|transfer_queue|tinker)/")
 
 
 def answer_for_stacks(folder: Path) -> None:
@@ -62,7 +62,7 @@ def where_stuck(stacks: dict[Path, str], title: str, frames: int = 4) -> str:
 
 
 def innermost(dump: str, frames: int) -> str:
-    """Of the thread with most frames of verl's or ours, the last that were called first."""
+    """Of the thread with most frames of the trainer's or ours, the last that were called first."""
     threads = dump.split("\n\n")
     seen = [[m for m in _FRAME.finditer(t) if _INTERESTING.search(m["file"])] for t in threads]
     deepest = max(seen, key=len, default=[])

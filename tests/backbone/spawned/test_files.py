@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from astuner.backbone.verl import files
-from astuner.backbone.verl.files import (
+from astuner.backbone.spawned import files
+from astuner.backbone.spawned.files import (
     GroupRecord,
     JobFile,
     SpoolReader,
@@ -44,7 +44,7 @@ async def judge(task, output):
 READER = """
 import asyncio, sys
 from pathlib import Path
-from astuner.backbone.verl.files import read_job
+from astuner.backbone.spawned.files import read_job
 job = read_job(Path(sys.argv[1]))
 print(asyncio.run(job.workflow(name="a").execute(None, None)).reward)
 print(job.tasks.train[0].main_query, job.config.seed, job.run_dir)

@@ -1,4 +1,4 @@
-"""The few lines of verl's log that say why it failed.
+"""The few lines of a log that say why Ray's processes failed.
 
 Ray repeats an exception in each process that waited for it, wraps it, and prints it
 between the lines of all others. Shown is the last exception that is not merely Ray's
