@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from astuner.engine.embedded import checkpoint, packed
 from astuner.engine.embedded.logprobs import token_logprobs
+from astuner.engine.embedded.losses import KlFn, loss_input, loss_of, non_finite, sampler_gap
 from astuner.engine.embedded.masters import Masters
 from astuner.engine.embedded.metrics import TokenMeans
 from astuner.engine.embedded.packing import Row, pack
@@ -27,14 +28,10 @@ from astuner.engine.protocol import (
     AdamParams,
     ForwardBackwardResult,
     LossFn,
-    LossInput,
     LossSpec,
 )
 from astuner.errors import EngineError
 from astuner.types import Sample
-
-KlFn = Callable[[Tensor, Tensor], Tensor]
-"""`(logprobs, reference_logprobs) -> [N]`, differentiable in the first."""
 
 Floats = NDArray[np.float32]
 
@@ -164,21 +161,16 @@ class Learner:
         reference_N = self._reference(row, spec)
         with self._weights.training() as model:
             logprobs_N, entropy_R = self._row_logprobs(model, row, spec.temperature)
-            inputs = _loss_input(logprobs_N, reference_N, row, samples)
-            output = self._losses(spec.name)(inputs, **spec.params)
-            loss = output.loss
-            metrics = dict(output.metrics)
-            if reference_N is not None:
-                kl_N = self._kls(spec.kl_type)(logprobs_N, reference_N)
-                loss = loss + spec.kl_coef * (inputs.weights * kl_N).sum()
-                metrics["reference_kl"] = kl_N.detach()
+            chosen = [samples[i] for i in row.samples]
+            inputs = loss_input(logprobs_N, reference_N, row.segments_N, chosen)
+            loss, metrics = loss_of(inputs, spec, self._losses, self._kls)
             value = float(loss.detach())
             if not np.isfinite(value):
-                raise _non_finite(value, inputs, row, samples, spec)
+                raise non_finite(value, inputs, chosen, spec)
             torch.autograd.backward(loss)
             self.masters.collect()
         entropy_N = entropy_R[self._to_device(row.source_N)]
-        means.add(metrics | _sampler_gap(inputs) | {"entropy": entropy_N})
+        means.add(metrics | sampler_gap(inputs) | {"entropy": entropy_N})
         return value, logprobs_N.detach()
 
     def _reference(self, row: Row, spec: LossSpec) -> Tensor | None:
@@ -230,57 +222,3 @@ def _scatter(
         stop = start + int(mask.sum())
         into[index][mask] = values[start:stop]
         start = stop
-
-
-def _loss_input(
-    logprobs_N: Tensor, reference_N: Tensor | None, row: Row, samples: Sequence[Sample]
-) -> LossInput:
-    chosen = [samples[i] for i in row.samples]
-    current = logprobs_N.detach().cpu().numpy()
-
-    def flat(parts: Sequence[Floats | None]) -> Tensor:
-        """One array [T] a sample to [N]; the current logprobs stand in where there is none."""
-        values = [
-            current[row.segments_N == k] if a is None else a[s.loss_mask]
-            for k, (a, s) in enumerate(zip(parts, chosen, strict=True))
-        ]
-        return torch.from_numpy(np.concatenate(values, dtype=np.float32)).to(logprobs_N.device)
-
-    return LossInput(
-        logprobs=logprobs_N,
-        behaviour_logprobs=flat([s.logprobs for s in chosen]),
-        proximal_logprobs=flat([s.proximal_logprobs for s in chosen]),
-        reference_logprobs=reference_N,
-        advantages=flat([s.advantages for s in chosen]),
-        weights=flat([s.weights for s in chosen]),
-        segments=torch.from_numpy(row.segments_N).to(logprobs_N.device),
-        num_segments=len(chosen),
-    )
-
-
-def _sampler_gap(inputs: LossInput) -> dict[str, Tensor]:
-    """How far the trainer's logprobs are from those the tokens were sampled with: their
-    mean distance, and KL(sampler || trainer) by Schulman's k3."""
-    gap_N = (inputs.logprobs.detach() - inputs.behaviour_logprobs).clamp(-20, 20)
-    return {"logprob_gap": gap_N.abs(), "sampler_kl": gap_N.exp() - 1 - gap_N}
-
-
-def _non_finite(
-    value: float, inputs: LossInput, row: Row, samples: Sequence[Sample], spec: LossSpec
-) -> EngineError:
-    for name in ("behaviour_logprobs", "advantages", "weights", "logprobs", "reference_logprobs"):
-        tensor: Tensor | None = getattr(inputs, name)
-        if tensor is None or bool(tensor.isfinite().all()):
-            continue
-        bad = int((~tensor.isfinite()).nonzero()[0])
-        sample = samples[int(row.samples[row.segments_N[bad]])]
-        return EngineError(
-            f"The loss is {value}: sample {sample.sample_id!r} (episode {sample.episode_id!r}) "
-            f"has {name} {float(tensor[bad])}. Nothing of its micro-batch was added to the "
-            "gradient; leave the sample out or lower the learning rate."
-        )
-    names = [samples[i].sample_id for i in row.samples]
-    return EngineError(
-        f"The loss function {spec.name!r} with {dict(spec.params)} gave {value} from finite "
-        f"inputs, on the samples {names}. Nothing of them was added to the gradient."
-    )
