@@ -25,8 +25,6 @@ from astuner.errors import ConfigError, MissingDependency
 
 OPEN = ("ray_kwargs.ray_init",)
 """Handed on as keyword arguments, whatever their names."""
-PACKAGES = ("vllm", "sglang")
-"""Engines that are packages of the same name."""
 NEAR = 0.7
 """How alike two names must be (0..1, difflib) to be offered as a correction."""
 
@@ -75,9 +73,7 @@ def _validate(config: DictConfig) -> None:
         validate_config,
     )
 
-    engine = config.actor_rollout_ref.rollout.name
-    if engine in PACKAGES and find_spec(engine) is None:
-        raise MissingDependency(engine, "verl", f"verl's rollout engine {engine!r}")
+    _need_packages(config.actor_rollout_ref.rollout)
     try:
         with redirect_stdout(StringIO()):
             validate_config(config, need_reference_policy(config), need_critic(config))
@@ -85,6 +81,24 @@ def _validate(config: DictConfig) -> None:
     except (AssertionError, ValueError, TypeError, OmegaConfBaseException, HydraException) as error:
         reason = error.__cause__ or error  # hydra wraps what verl's dataclasses raise
         raise ConfigError(f"verl refuses this configuration: {reason}") from error
+
+
+def _need_packages(rollout: DictConfig) -> None:
+    """What verl would miss only after it has started a dozen processes."""
+    if rollout.name == "vllm" and find_spec("vllm") is None:
+        raise MissingDependency("vllm", "verl", "verl's rollout engine 'vllm'")
+    if rollout.name == "sglang" and find_spec("sglang") is None:
+        raise ConfigError(
+            "`astuner.rollout.engine` is 'sglang', which is not installed. pip cannot install it "
+            "beside verl 0.9.1 (the one wants transformers 5.6.0, which the other excludes): use "
+            "vllm, or an image that verl's makers have put together."
+        )
+    if rollout.checkpoint_engine.backend == "nccl" and find_spec("cupy") is None:
+        raise MissingDependency(
+            "cupy",
+            "verl",
+            "Passing weights from one pool of GPUs to the other (rollout.mode async)",
+        )
 
 
 # ---------------------------------------------------------------- known keys

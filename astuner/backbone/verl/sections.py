@@ -26,8 +26,8 @@ REF = "actor_rollout_ref.ref"
 
 ESTIMATOR = "astuner"
 """The name under which `plugin` registers it with verl."""
-AGENT_LOOP, AGENT_LOOPS = "astuner", str(Path(__file__).with_name("agent_loops.yaml"))
-"""The name of `agent_loop` in the file that registers it with verl."""
+AGENT_LOOP = "astuner"
+"""The name under which `driver` has verl register `agent_loop`."""
 DATASET = ("pkg://astuner.backbone.verl.dataset", "TaskDataset")
 TRAIN_FILES, VALIDATION_FILES = "astuner-train", "astuner-validation"
 CHECKPOINT_CALLBACK = "astuner.backbone.verl.checkpoints.OnlyWanted"
@@ -203,7 +203,6 @@ def rollout(config: AstunerConfig, device: Device, facts: Facts) -> Settings:
         f"{ROLLOUT}.val_kwargs.n": val.num_repeat,
         f"{ROLLOUT}.val_kwargs.do_sample": val.temperature > 0,
         f"{ROLLOUT}.agent.default_agent_loop": AGENT_LOOP,
-        f"{ROLLOUT}.agent.agent_loop_config_path": AGENT_LOOPS,
         f"{ROLLOUT}.agent.num_workers": agent_workers(config, device),
         **_engine(config, device),
     }

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs").glob("math_verl*.yaml"))
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 ASYNC = ("rollout.mode=async", "rollout.max_staleness=1")
+UNPACKED = {f"{ROLLOUT}.name": "embedded", f"{ROLLOUT}.checkpoint_engine.backend": "naive"}
+"""Without the packages of GPU machines, for verl's checks of all the rest."""
 
 
 def settings(*overrides: str, device: Device = "cpu", path: Path | None = None) -> dict[str, Any]:
@@ -44,8 +46,7 @@ def test_verl_takes_what_we_translate(overrides: tuple[str, ...], device: Device
     wanted = settings(*overrides, device=device)
     config = compose(wanted, validate=False)
     assert {key: _plain(config, key) for key in wanted} == wanted
-    # verl's checks ask for the package vllm; they are about the trainer.
-    compose({**wanted, f"{ROLLOUT}.name": "embedded"})
+    compose(wanted | UNPACKED)
 
 
 def _plain(config: Any, key: str) -> Any:
@@ -55,17 +56,23 @@ def _plain(config: Any, key: str) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def test_an_engine_that_is_not_installed_names_the_line_that_installs_it() -> None:
-    if not _absent("sglang"):
-        pytest.skip("sglang is installed")
-    with pytest.raises(MissingDependency, match=r'"astuner\[verl\]"'):
-        compose(settings("rollout.engine=sglang", device="cuda"))
+@pytest.mark.parametrize(
+    ("overrides", "kind", "message"),
+    [
+        ((), MissingDependency, 'engine \'vllm\' needs .* pip install "astuner\\[verl\\]"'),
+        (("rollout.engine=sglang",), ConfigError, "pip cannot install it beside verl"),
+        ((*ASYNC, "verl.actor_rollout_ref.rollout.name=embedded"), MissingDependency,
+         "Passing weights from one pool .* needs the package 'cupy'"),
+    ],
+)  # fmt: skip
+def test_a_package_that_is_not_installed_is_named_before_anything_starts(
+    overrides: tuple[str, ...], kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from astuner.backbone.verl import compose as module
 
-
-def _absent(package: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(package) is None
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(kind, match=message):
+        compose(settings(*overrides, device="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -141,11 +148,11 @@ def test_raw_settings_win() -> None:
 def test_shipped_configs_are_taken(path: Path, device: Device) -> None:
     wanted = settings(path=path, device=device)
     compose(wanted, validate=False)
-    compose({**wanted, f"{ROLLOUT}.name": "embedded"})
+    compose(wanted | UNPACKED)
 
 
 def test_the_asynchronous_variant_that_a_shipped_config_names() -> None:
     overrides = (*ASYNC, "rollout.n_gpus_per_node=4", "trainer_common.n_gpus_per_node=4")
     wanted = settings(*overrides, path=ROOT / "configs/math_verl_8gpu.yaml", device="cuda")
     assert wanted["trainer.v1.separate_async.num_warmup_batches"] == 1
-    compose({**wanted, f"{ROLLOUT}.name": "embedded"})
+    compose(wanted | UNPACKED)

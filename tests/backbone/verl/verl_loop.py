@@ -22,6 +22,7 @@ from verl.workers.rollout.llm_server import LLMServerClient  # type: ignore[impo
 from verl.workers.rollout.replica import TokenOutput  # type: ignore[import-not-found]
 
 from astuner.backbone.verl.compose import compose
+from astuner.backbone.verl.driver import with_loop
 from astuner.backbone.verl.sections import TRAIN_FILES, VALIDATION_FILES, Facts
 from astuner.backbone.verl.translate import to_verl
 from astuner.config.schema import AstunerConfig
@@ -60,6 +61,7 @@ def our_config(model: Path, **rollout: Any) -> AstunerConfig:
 def verls_config(config: AstunerConfig, folder: Path, **more: Any) -> Any:
     """As the driver composes it, with verl keys (dots written as two underscores) on top."""
     settings = to_verl(config, run_dir=folder, device="cpu", facts=Facts(validation=True))
+    settings = with_loop(folder, settings)
     settings |= {key.replace("__", "."): value for key, value in more.items()}
     return compose(settings, validate=False)
 
