@@ -1,8 +1,8 @@
 """Where each of the processes below the launcher is stuck, asked from outside.
 
-Loaded into every one of them: on SIGUSR2 a process writes
-the stacks of its threads into a file of its own, also where it hangs in native code.
-The launcher asks those of its own machine before it ends a run that has fallen silent.
+Loaded into every one of them: on SIGUSR2 a process writes the stacks of its threads into a
+file of its own, also where it hangs in native code. The launcher asks those of its own
+machine before it ends a run that has fallen silent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from astuner.backbone.spawned.files import FOLDER_VARIABLE, STACKS, this_host, t
 SIGNAL = signal.SIGUSR2
 SECONDS_TO_WRITE = 2.0
 _FRAME = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+) in (?P<name>.+)')
-_INTERESTING = re.compile(r"/(verl|trinity|astuner|vllm|transfer_queue|tinker)/")
+_INSTALLED = re.compile(r".*/(?:site|dist)-packages/")
+_INTERESTING = re.compile(r"(^|/)(verl|trinity|astuner|vllm|transfer_queue|tinker)/")
 
 
 def answer_for_stacks(folder: Path) -> None:
@@ -64,9 +65,15 @@ def where_stuck(stacks: dict[Path, str], title: str, frames: int = 4) -> str:
 def innermost(dump: str, frames: int) -> str:
     """Of the thread with most frames of the trainer's or ours, the last that were called first."""
     threads = dump.split("\n\n")
-    seen = [[m for m in _FRAME.finditer(t) if _INTERESTING.search(m["file"])] for t in threads]
+    seen = [[m for m in _FRAME.finditer(t) if _is_interesting(m["file"])] for t in threads]
     deepest = max(seen, key=len, default=[])
     return "\n".join(f"  {m['name']} ({m['file']}:{m['line']})" for m in deepest[:frames])
+
+
+def _is_interesting(file: str) -> bool:
+    """By the package's name: the environment may itself lie in a folder of such a name."""
+    package, installed = _INSTALLED.subn("", file)
+    return bool((_INTERESTING.match if installed else _INTERESTING.search)(package))
 
 
 if FOLDER_VARIABLE in os.environ:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="verl runs on Linux"),
 ]
 SECONDS = 240.0
+ACTOR = re.compile(r"ray::(?!DashboardAgent|RuntimeEnvAgent|IDLE)")
+"""The title of a process that Ray started for somebody, and not for itself."""
 
 LAUNCHER = """
 import os
@@ -194,7 +197,7 @@ def test_a_given_cluster_is_joined_and_left_alone(tiny_model_dir: Path, tmp_path
         os.environ["GIVEN_CLUSTER"] = f"127.0.0.1:{port}"
         with Launcher(tiny_model_dir, tmp_path) as launcher:
             assert eventually(lambda: launcher.trained(1))
-            actors = [p for p in below(cluster) if " ".join(p.cmdline()).startswith("ray::")]
+            actors = [p for p in below(cluster) if ACTOR.match(" ".join(p.cmdline()))]
             assert any("WatchedTaskRunner" in " ".join(p.cmdline()) for p in actors)
             family = launcher.family()
             launcher.process.kill()
