@@ -44,7 +44,8 @@ class Task(BaseModel):
     init_messages: list[dict[str, Any]] = Field(default_factory=list)
     """Optional opening messages in OpenAI form."""
     env_type: str = ""
-    """A label of the environment the task plays in, for the workflow to read."""
+    """The environment the task plays in, where it is not the configured `env.type`; without an
+    `env` section a label for the workflow to read."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Everything else of the row, e.g. the reference answer under "answer"."""
 
@@ -61,7 +62,7 @@ class WorkflowTask(BaseModel):
     """Which of the group's `num_repeat` episodes this is, from 0."""
     split: Literal["train", "validation"] = "train"
     gym_env: Any = None
-    """For an environment's handle; nothing sets it yet."""
+    """The episode's environment (`astuner.env.GymEnv`) where the run's `env` section names one."""
 
     @property
     def main_query(self) -> str:
@@ -81,9 +82,10 @@ class WorkflowOutput(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    reward: float | list[float] | None = None
+    reward: float | list[float] | dict[str, float | list[float]] | None = None
     """One number for the episode; a list gives one per LLM call, in order of the
-    calls; None asks the judge."""
+    calls; a dict gives each target tag its own number, or list over its own calls;
+    None asks the judge."""
     is_success: bool | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     """For the judge and the episode store, e.g. the final answer."""
@@ -210,7 +212,8 @@ class Episode:
     samples: tuple[Sample, ...]
     output: WorkflowOutput | None
     reward: float | None
-    """The episode's scalar: the mean of a reward list is not taken, its sum is."""
+    """The episode's scalar: the mean of a reward list is not taken, its sum is. Of rewards by
+    target, the mean over the trained ones."""
     turn_rewards: tuple[float, ...] | None
     """One per call when the workflow or judge gave a list."""
     is_success: bool | None
@@ -218,6 +221,9 @@ class Episode:
     started_at: float
     ended_at: float
     attempts: int = 1
+    target_rewards: Mapping[str, tuple[float, ...]] | None = None
+    """Target tag -> (its reward,), or one for each of its calls in order; only where the
+    workflow or judge gave a dict."""
 
     @property
     def ok(self) -> bool:
@@ -241,11 +247,18 @@ class Group:
 
     @property
     def oldest_version(self) -> int:
-        """The oldest weights that drew one of its tokens (`born_version` if none did)."""
+        """The oldest weights that drew one of its tokens (`born_version` if none did).
+        Agents that are not trained may well play with old ones; they do not count."""
         versions = [
             int(c.weight_versions.min())
             for e in self.usable
             for c in e.calls
-            if len(c.weight_versions)
+            if len(c.weight_versions) and _may_be_trained(e, c)
         ]
         return min(versions, default=self.born_version)
+
+
+def _may_be_trained(episode: Episode, call: Call) -> bool:
+    return not episode.samples or any(
+        s.num_trained and s.target_tag == call.target_tag for s in episode.samples
+    )

@@ -1,8 +1,9 @@
 """Puts advantages and weights on samples: from Groups to what `Policy` trains on.
 
 `credit` turns the rewards of whole groups into per-token advantages, `weigh` turns
-an aggregation into per-token weights; both return new samples. Which groups are
-worth training on is the trainer's decision, not made here.
+an aggregation into per-token weights; both return new samples. Where episodes reward
+their targets apart, each target's group is those of its episodes in which it made a
+call. Which groups are worth training on is the trainer's decision, not made here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from astuner.algorithm.advantages import Estimator, Rewards
 from astuner.algorithm.aggregation import Aggregation
@@ -32,6 +34,8 @@ def credit(groups: Sequence[Group], estimator: Estimator) -> list[list[Sample]]:
 
     An episode whose turn rewards do not have one entry per call must not get here.
     """
+    if any(e.target_rewards is not None for g in groups for e in g.usable):
+        return _credit_by_target(groups, estimator)
     advantages = estimator([[episode_rewards(e) for e in g.usable] for g in groups])
     return [
         [
@@ -41,6 +45,44 @@ def credit(groups: Sequence[Group], estimator: Estimator) -> list[list[Sample]]:
         ]
         for group, of_group in zip(groups, advantages, strict=True)
     ]
+
+
+def _credit_by_target(groups: Sequence[Group], estimator: Estimator) -> list[list[Sample]]:
+    """Each target has baselines, and a batch, of its own."""
+    usable = [group.usable for group in groups]
+    tags = sorted({s.target_tag for episodes in usable for e in episodes for s in e.samples})
+    credited: dict[int, Sample] = {}
+    for tag in tags:
+        played = [[e for e in episodes if _played(e, tag)] for episodes in usable]
+        advantages = estimator([[target_rewards(e, tag) for e in episodes] for episodes in played])
+        for episodes, of_group in zip(played, advantages, strict=True):
+            for episode, of_episode in zip(episodes, of_group, strict=True):
+                turns = target_turns(episode, tag)
+                for sample in (s for s in episode.samples if s.target_tag == tag):
+                    own = replace(sample, turns=turns[sample.turns])
+                    advantages_T = with_advantages(own, of_episode).advantages
+                    credited[id(sample)] = replace(sample, advantages=advantages_T)
+    return [[credited[id(s)] for e in episodes for s in e.samples] for episodes in usable]
+
+
+def _played(episode: Episode, tag: str) -> bool:
+    return any(s.target_tag == tag for s in episode.samples)
+
+
+def target_rewards(episode: Episode, tag: str) -> Rewards:
+    """The target's rewards over its own calls [S], or [1] for a single one; those of the whole
+    episode where it has no others. A target without a reward (not trained) gets 0."""
+    if episode.target_rewards is None:
+        return episode_rewards(episode)
+    return np.asarray(episode.target_rewards.get(tag, (0.0,)), np.float64)
+
+
+def target_turns(episode: Episode, tag: str) -> NDArray[np.int32]:
+    """For each call of the episode, which entry of the target's rewards is meant, [calls]."""
+    if episode.target_rewards is None:
+        return np.arange(len(episode.calls), dtype=np.int32)
+    own = np.asarray([call.target_tag == tag for call in episode.calls])
+    return (np.cumsum(own) - 1).clip(0).astype(np.int32)
 
 
 def with_advantages(sample: Sample, advantages_S: Rewards) -> Sample:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +23,7 @@ from astuner.errors import CheckpointError
 from astuner.tracking import learning_curve, next_commands, summary_table, write_summary
 from astuner.trainer import Checkpoints, EvalResult, TrainResult
 from astuner.trainer.checkpoints import STATE_FILE
+from astuner.trainer.metrics import target_totals
 from astuner.types import Episode
 
 CHECKPOINTS = "checkpoints"
@@ -38,6 +40,7 @@ def eval_result(episodes: Sequence[Episode]) -> EvalResult:
     scored = [e for e in episodes if e.ok]
     reward = sum(e.reward or 0.0 for e in scored) / len(episodes)
     metrics = {"reward": reward, "failed": float(len(episodes) - len(scored))}
+    metrics |= {f"reward/{tag}": fmean(got) for tag, got in target_totals(scored).items()}
     if not scored or any(e.is_success is None for e in scored):
         return EvalResult(reward, len(episodes), metrics)
     success = sum(bool(e.is_success) for e in scored) / len(episodes)

@@ -64,6 +64,8 @@ class SessionSpec:
     """0 means no limit."""
     trainable_targets: frozenset[str] | None = None
     """None means all."""
+    untrained_targets: frozenset[str] = frozenset()
+    """Not trained whatever `trainable_targets` says."""
     record: bool = True
     """False only answers, e.g. to serve a tuned model for days: no calls are kept, and
     replies are drawn with fresh seeds."""

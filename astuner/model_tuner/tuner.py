@@ -191,5 +191,7 @@ class ModelTuner:
 
     def is_trainable(self, target_tag: str) -> bool:
         """Whether calls of this target are trained."""
-        targets = self._session.spec.trainable_targets
-        return targets is None or target_tag in targets
+        spec = self._session.spec
+        if target_tag in spec.untrained_targets:
+            return False
+        return spec.trainable_targets is None or target_tag in spec.trainable_targets

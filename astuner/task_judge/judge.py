@@ -23,14 +23,16 @@ from astuner.loading import load_object
 from astuner.task_judge.verdict import Verdict, to_verdict
 from astuner.types import WorkflowOutput, WorkflowTask
 
-Outcome = float | tuple[float, bool] | list[float]
+Reward = float | list[float] | dict[str, float | list[float]]
+Outcome = Reward | tuple[Reward, bool]
 
 
 class Judge(Protocol):
     """Gives the reward of one episode."""
 
     async def compute_reward(self, task: WorkflowTask, output: WorkflowOutput) -> Outcome:
-        """A number, (number, is_success), or one number for each LLM call."""
+        """A number, one number for each LLM call, or a dict of either by target tag; each of
+        them also as (reward, is_success)."""
         ...
 
 

@@ -1,14 +1,15 @@
 """What a judge (or a workflow) returned, as one checked Verdict.
 
-A reward is a finite number, a list of them (one for each LLM call), or either with
-`is_success` as a pair. Anything else is a RewardError that says what was seen.
-Whether a list has as many entries as there were calls is for whoever knows the
-calls.
+A reward is a finite number, a list of them (one for each LLM call), a dict of either
+by target tag, or any of these with `is_success` as a pair. Anything else is a
+RewardError that says what was seen. Whether a list has as many entries as there were
+calls, and whether such targets exist, is for whoever knows the calls.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, cast
@@ -16,7 +17,8 @@ from typing import Any, cast
 from astuner.errors import RewardError
 
 _EXPECTED = (
-    "Return a number, (number, is_success), or a list of numbers with one for each LLM call."
+    "Return a number, (number, is_success), or a list of numbers with one for each LLM call; "
+    "with several agents a dict {target_tag: number or list}."
 )
 
 
@@ -25,19 +27,23 @@ class Verdict:
     """The reward of one episode."""
 
     reward: float
-    """Finite; of a list, the sum."""
+    """Finite; of a list, the sum; of a dict, the mean over its targets."""
     turn_rewards: tuple[float, ...] | None
     """The list itself, if one was given."""
     is_success: bool | None
+    target_rewards: Mapping[str, tuple[float, ...]] | None = None
+    """Of a dict: target tag -> (its number,) or its list."""
 
 
 def to_verdict(outcome: Any, is_success: bool | None = None) -> Verdict:
     """Read `outcome`: a number (Python, numpy, a tensor of one element; a bool is 1 or 0
-    and also says `is_success`), a list or array of numbers, or a pair of either with a
-    bool. Raises RewardError."""
+    and also says `is_success`), a list or array of numbers, a dict of either by target tag,
+    or a pair of any of these with a bool. Raises RewardError."""
     if isinstance(outcome, tuple):
         outcome, is_success = _pair(cast("tuple[Any, ...]", outcome))
     value = _plain(outcome)
+    if isinstance(value, Mapping):
+        return _by_target(cast("Mapping[Any, Any]", value), is_success)
     if isinstance(value, list):
         rewards = tuple(_number(_plain(v), f" at turn {i}") for i, v in enumerate(value))
         if not rewards:
@@ -46,6 +52,23 @@ def to_verdict(outcome: Any, is_success: bool | None = None) -> Verdict:
     if isinstance(value, bool) and is_success is None:
         is_success = value
     return Verdict(_number(value), None, is_success)
+
+
+def _by_target(rewards: Mapping[Any, Any], is_success: bool | None) -> Verdict:
+    if not rewards:
+        raise RewardError(f"The reward is an empty dict. {_EXPECTED}")
+    targets: dict[str, tuple[float, ...]] = {}
+    for tag, given in rewards.items():
+        if not isinstance(tag, str):
+            raise RewardError(f"The reward names the target {tag!r}, not a text. {_EXPECTED}")
+        value = _plain(given)
+        values = cast("list[Any]", value) if isinstance(value, list) else [value]
+        if not values:
+            raise RewardError(f"The reward of target {tag!r} is an empty list. {_EXPECTED}")
+        targets[tag] = tuple(_number(_plain(v), f" of target {tag!r}") for v in values)
+    sums = [sum(of_target) for of_target in targets.values()]
+    mean = _number(sum(sums) / len(sums), " (the mean over the targets)")
+    return Verdict(mean, None, is_success, targets)
 
 
 def _pair(outcome: tuple[Any, ...]) -> tuple[Any, bool | None]:

@@ -14,12 +14,21 @@ import time
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from astuner.context_tracker import build_samples
+from astuner.errors import AstunerError
 from astuner.model_tuner.session import Problem, SessionSampling, SessionSpec
 from astuner.task_judge import Judge
+from astuner.task_runner.environments import (
+    Environments,
+    environment_failed,
+    environment_score,
+    not_opened,
+    show_start,
+    trouble_of,
+)
 from astuner.task_runner.failures import (
     engine_failed,
     overdue,
@@ -30,9 +39,22 @@ from astuner.task_runner.failures import (
 from astuner.task_runner.judging import Judging
 from astuner.task_runner.live import LiveEpisode
 from astuner.task_runner.loop_thread import Ended, LoopThread, Running, Work, run_here
-from astuner.task_runner.rewards import Score, bad_reward, own_score
-from astuner.task_runner.workflow import Workflow, check_workflow, declared_targets
-from astuner.types import Call, Episode, Failure, Sample, WorkflowOutput, WorkflowTask
+from astuner.task_runner.rewards import Score, bad_reward, checked_targets, own_score
+from astuner.task_runner.workflow import (
+    Workflow,
+    check_workflow,
+    declared_targets,
+    trained_targets,
+)
+from astuner.types import (
+    Call,
+    Episode,
+    Failure,
+    FailureKind,
+    Sample,
+    WorkflowOutput,
+    WorkflowTask,
+)
 
 if TYPE_CHECKING:
     from astuner.model_tuner import ModelTuner
@@ -80,6 +102,8 @@ class RunnerSettings:
     max_calls_per_agent: int = 0
     """0 means no limit."""
     merge: str = "prefix"
+    named_targets: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    """Target tags that the configuration names -> whether they are trained."""
     in_caller_thread: bool = False
     """Run workflow and judge in the thread that calls `run`, so that breakpoints stop. Then
     `episode_timeout` is off: a breakpoint may last as long as it likes."""
@@ -102,8 +126,10 @@ class EpisodeRunner:
         judge: Judge | None,
         server: SessionServer,
         settings: RunnerSettings,
+        environments: Environments | None = None,
     ) -> None:
         """Raises UserCodeError when the workflow cannot be run at all."""
+        self._environments = environments
         self._workflow_cls = check_workflow(workflow_cls)
         self._server = server
         self._settings = settings
@@ -150,17 +176,20 @@ class EpisodeRunner:
         session = self._server.open_session(self._spec(workflow_task, seed, sampling))
         with self._alive(workflow_task, session) as live:
             try:
-                ended = await self._execute(workflow_task, session, live)
+                ended = await self._set_up(workflow_task, live)
+                ended = ended or await self._execute(workflow_task, session, live)
             finally:
                 session.close()
                 self._count(workflow_task, session)
             calls = tuple(sorted(session.calls, key=lambda call: call.started_at))
             targets, result = self._classify(ended, unrecovered(session.problems, len(calls)))
+            result = _or_environment(workflow_task, ended, result)
             if isinstance(result, WorkflowOutput):
                 result = _with_last_reply(result, calls)
                 score = await self._score(workflow_task, result, len(calls), live)
             else:
                 score = Score(failure=result)
+            targets, score = self._by_target(score, calls, targets)
         if score.failure is None and not calls:
             self._warn_no_calls(workflow_task)
         return Episode(
@@ -178,7 +207,16 @@ class EpisodeRunner:
             failure=score.failure,
             started_at=started_at,
             ended_at=time.time(),
+            target_rewards=score.target_rewards,
         )
+
+    def _by_target(
+        self, score: Score, calls: Sequence[Call], declared: frozenset[str] | None
+    ) -> tuple[frozenset[str] | None, Score]:
+        """Which targets are trained, and the score if its targets are those of the calls."""
+        named, tags = self._settings.named_targets, [call.target_tag for call in calls]
+        trained = trained_targets(declared, tags, named)
+        return trained, checked_targets(score, tags, trained, {*named, *(declared or ())})
 
     def _samples(
         self,
@@ -189,7 +227,7 @@ class EpisodeRunner:
         targets: frozenset[str] | None,
     ) -> tuple[Sample, ...]:
         """Also of a failed episode, for the episode store; its reward is then 0."""
-        return build_samples(
+        samples = build_samples(
             calls,
             group_id=group_id,
             task_id=task.task_id,
@@ -199,6 +237,7 @@ class EpisodeRunner:
             max_total_tokens=self._settings.max_total_tokens,
             merge=self._settings.merge,
         )
+        return tuple(replace(s, reward=score.of_target(s.target_tag)) for s in samples)
 
     def _spec(self, task: WorkflowTask, seed: int, sampling: SessionSampling) -> SessionSpec:
         return SessionSpec(
@@ -209,6 +248,9 @@ class EpisodeRunner:
             max_total_tokens=self._settings.max_total_tokens,
             max_calls_per_agent=self._settings.max_calls_per_agent,
             trainable_targets=declared_targets(self._workflow_cls),
+            untrained_targets=frozenset(
+                tag for tag, trained in self._settings.named_targets.items() if not trained
+            ),
         )
 
     @contextmanager
@@ -219,6 +261,30 @@ class EpisodeRunner:
             yield live
         finally:
             self._live.pop(task.episode_id, None)
+            self._give_back(task)
+
+    # ---------------------------------------------------------------- the environment
+
+    async def _set_up(self, task: WorkflowTask, live: LiveEpisode) -> Failure | None:
+        """The task's environment, if the run has any; or why there is none."""
+        if self._environments is None:
+            return None
+        live.enter("its environment")
+        try:
+            env = await self._environments.open(task.task, task.episode_id)
+        except AstunerError as error:
+            return not_opened(error)
+        show_start(task, env)
+        live.enter("the workflow")
+        return None
+
+    def _give_back(self, task: WorkflowTask) -> None:
+        if self._environments is not None:
+            if task.gym_env is not None:
+                self._environments.release(task.gym_env)
+                task.gym_env = None
+            self.counters.update(self._environments.counters)
+            self._environments.counters.clear()
 
     # ---------------------------------------------------------------- the workflow
 
@@ -301,6 +367,8 @@ class EpisodeRunner:
         own = own_score(output, num_calls)
         if own is not None:
             return own
+        if self._judging is None and task.gym_env is not None:
+            return await environment_score(task, output, live)
         if self._judging is None:
             return bad_reward(
                 f"{self._workflow_cls.__name__}.execute returned no reward and the run has no "
@@ -330,6 +398,20 @@ class EpisodeRunner:
         if kind not in self._warned:
             self._warned.add(kind)
             log.warning("%s (Said once.)", message)
+
+
+def _or_environment(
+    task: WorkflowTask, ended: Ended[_Returned] | Failure, result: WorkflowOutput | Failure
+) -> WorkflowOutput | Failure:
+    """The result, unless the environment is to blame for it."""
+    error = trouble_of(task, ended.error if isinstance(ended, Ended) else None)
+    if error is None:
+        return result
+    if isinstance(result, WorkflowOutput):
+        return environment_failed(error, "the workflow returned all the same.")
+    if result.kind is FailureKind.ENGINE:
+        return result
+    return environment_failed(error, result.message)
 
 
 def _with_last_reply(output: WorkflowOutput, calls: Sequence[Call]) -> WorkflowOutput:

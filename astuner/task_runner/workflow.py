@@ -9,6 +9,7 @@ it runs nothing.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -41,7 +42,8 @@ class Workflow(BaseModel):
 
     name: str = ""
     trainable_targets: list[str] | None = None
-    """Target tags whose calls are trained; None trains every call."""
+    """Target tags whose calls are trained; None trains every call but those of targets that
+    the configuration (`model.targets`) gives to somebody who is not trained."""
 
     async def execute(self, workflow_task: WorkflowTask, tuner: ModelTuner) -> WorkflowOutput:
         """Do the task once. A plain `def` is accepted too.
@@ -87,3 +89,14 @@ def declared_targets(workflow: type[Workflow] | Workflow) -> frozenset[str] | No
     else:
         targets = workflow.model_fields["trainable_targets"].get_default(call_default_factory=True)
     return None if targets is None else frozenset(cast(list[str], targets))
+
+
+def trained_targets(
+    declared: frozenset[str] | None, tags: Iterable[str], named: Mapping[str, bool]
+) -> frozenset[str] | None:
+    """Of the targets that an episode's calls were made for, those that are trained (None: all):
+    what the workflow declared, without what the configuration names as untrained."""
+    untrained = frozenset(tag for tag, trained in named.items() if not trained)
+    if not untrained:
+        return declared
+    return (frozenset(tags) if declared is None else declared) - untrained

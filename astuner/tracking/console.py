@@ -33,4 +33,13 @@ def line(step: int, metrics: Mapping[str, float]) -> Text:
             continue
         style = {"reward": "green", "failed": "red"}.get(heading, "")
         text.append(f"  {heading} ", "dim").append(format(value, form), style)
+        if name == "reward/mean":
+            for target, reward in target_rewards(metrics).items():
+                text.append(f"  {target} ", "dim").append(format(reward, form), style)
     return text
+
+
+def target_rewards(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The mean reward of each target, where there are such."""
+    parts = ((name.split("/"), value) for name, value in metrics.items())
+    return {p[1]: v for p, v in parts if len(p) == 3 and p[0] == "reward" and p[2] == "mean"}

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.progress import Task as ProgressTask
 from rich.text import Text
 
-from astuner.tracking.console import line
+from astuner.tracking.console import line, target_rewards
 from astuner.tracking.summary import duration
 from astuner.types import Episode
 
@@ -128,7 +128,8 @@ class RunDisplay:
         self._times.append(self._clock())
         left = self._seconds_left(total - step)
         if (reward := metrics.get("reward/mean")) is not None:
-            self._facts["reward"] = f"reward [green]{reward:.3f}[/]"
+            shown = [("reward", reward), *target_rewards(metrics).items()]
+            self._facts["reward"] = "  ".join(f"{n} [green]{r:.3f}[/]" for n, r in shown)
         if (speed := metrics.get("speed/sampled_tokens_per_second")) is not None:
             self._facts["speed"] = f"{speed:,.0f} tok/s"
         self._show(eta=f"{duration(left)} left" if step < total else "")

@@ -9,10 +9,12 @@ leaves whole files only and a repeated step replaces its file.
     group_id, episode_id, task_id, repeat_index, attempts
     task, output           JSON of the Task and of the WorkflowOutput
     reward, turn_rewards, is_success
+    target_rewards         JSON: target tag -> its rewards, where they were given by target
     failure_kind, failure_message, failure_traceback      empty when all went well
     started_at, ended_at   Unix seconds
     num_calls              of the episode
     sample_id, agent_name, target_tag
+    sample_reward          what the sample's target got in the episode
     messages, tools        JSON: the timeline's conversation, with its last reply
     text                   the tokens decoded, special tokens included
     token_ids, loss_mask, logprobs, weight_versions, turns    lists, one entry per token
@@ -89,6 +91,7 @@ class EpisodeStore:
             "sample_id": sample.sample_id,
             "agent_name": sample.agent_name,
             "target_tag": sample.target_tag,
+            "sample_reward": sample.reward,
             "messages": last and _json([*last.request.get("messages", ()), dict(last.response)]),
             "tools": last and _json(last.request.get("tools") or []),
             "text": self._decode(sample.token_ids.tolist()) if self._decode else None,
@@ -129,6 +132,7 @@ def schema() -> Any:
         "output": text,
         "reward": real,
         "turn_rewards": pa.list_(real),
+        "target_rewards": text,
         "is_success": pa.bool_(),
         "failure_kind": text,
         "failure_message": text,
@@ -139,6 +143,7 @@ def schema() -> Any:
         "sample_id": text,
         "agent_name": text,
         "target_tag": text,
+        "sample_reward": real,
         "messages": text,
         "tools": text,
         "text": text,
@@ -181,6 +186,7 @@ def _episode_fields(episode: Episode) -> dict[str, Any]:
         "output": episode.output and _json(episode.output.model_dump()),
         "reward": episode.reward,
         "turn_rewards": episode.turn_rewards and list(episode.turn_rewards),
+        "target_rewards": episode.target_rewards and _json(dict(episode.target_rewards)),
         "is_success": episode.is_success,
         "failure_kind": failure and str(failure.kind),
         "failure_message": failure and _utf8(failure.message),

@@ -64,12 +64,13 @@ def make_batch(groups: Sequence[Group], settings: TrainSettings, size: int = 0) 
     reasons = why_skipped(groups, settings, size)
     trained = [g for g, reason in zip(groups, reasons, strict=True) if reason is None]
     idle = [g for g, reason in zip(groups, reasons, strict=True) if reason == NO_VARIANCE]
+    batches = mini_batches(trained, [] if settings.dynamic_sampling else idle, settings)
     return Batch(
         groups=tuple(groups),
         trained=tuple(trained),
-        mini_batches=mini_batches(trained, [] if settings.dynamic_sampling else idle, settings),
+        mini_batches=batches,
         skipped_groups=Counter(reason for reason in reasons if reason),
-        masked_tokens=masked_tokens(groups, reasons),
+        masked_tokens=masked_tokens(groups, reasons) + _untaught(trained, batches),
     )
 
 
@@ -127,6 +128,19 @@ def _wrong_reward(episode: Episode) -> str | None:
             f"A list of {len(episode.turn_rewards)} rewards for {len(episode.calls)} LLM calls: "
             "give one for each call, or a single number."
         )
+    return _wrong_target_reward(episode)
+
+
+def _wrong_target_reward(episode: Episode) -> str | None:
+    calls = Counter(call.target_tag for call in episode.calls)
+    for tag, rewards in (episode.target_rewards or {}).items():
+        if not all(math.isfinite(r) for r in rewards):
+            return f"The reward of target {tag!r} is not finite: {rewards}."
+        if len(rewards) not in (1, calls[tag]):
+            return (
+                f"A list of {len(rewards)} rewards for the {calls[tag]} LLM calls of target "
+                f"{tag!r}: give one for each call, or a single number."
+            )
     return None
 
 
@@ -148,11 +162,19 @@ def mini_batches(
 def _weighed(
     active: Sequence[Sequence[Sample]], passive: Sequence[Sequence[Sample]], settings: TrainSettings
 ) -> tuple[Sample, ...]:
-    """The active samples, weighed together with the passive ones."""
-    samples = [s for group in active for s in group]
-    others = [s for group in passive for s in group]
-    weighed = weigh([*samples, *others], settings.aggregation, settings.max_response_length)
-    return tuple(s for s in weighed[: len(samples)] if s.num_trained)
+    """The active samples, weighed together with the passive ones. Each adapter has a batch of
+    its own, as if it were alone: a group that teaches it nothing is passive for it."""
+    weighed: dict[int, Sample] = {}
+    for adapter in sorted({settings.adapter_of(s) for group in active for s in group}):
+        own = [[s for s in group if settings.adapter_of(s) == adapter] for group in active]
+        rest = [s for group in passive for s in group if settings.adapter_of(s) == adapter]
+        learnt = [s for group in own if teaches(group) for s in group]
+        if not settings.dynamic_sampling:
+            rest = [s for group in own if not teaches(group) for s in group] + rest
+        results = weigh([*learnt, *rest], settings.aggregation, settings.max_response_length)
+        weighed |= {id(s): result for s, result in zip(learnt, results, strict=False)}
+    everything = (s for group in active for s in group)
+    return tuple(weighed[id(s)] for s in everything if id(s) in weighed and s.num_trained)
 
 
 # ---------------------------------------------------------------- the accounts
@@ -171,6 +193,12 @@ def masked_tokens(groups: Sequence[Group], reasons: Sequence[str | None]) -> Cou
                 for sample in episode.samples:
                     tokens.update({str(k): n for k, n in sample.masked.items()})
     return +tokens
+
+
+def _untaught(trained: Sequence[Group], batches: Sequence[Sequence[Sample]]) -> Counter[str]:
+    """Tokens of adapters that a group taught nothing, though it taught another one."""
+    there = sum(s.num_trained for g in trained for e in g.usable for s in e.samples)
+    return Counter({NO_VARIANCE: there - sum(s.num_trained for b in batches for s in b)})
 
 
 def sampled_tokens(episode: Episode) -> int:

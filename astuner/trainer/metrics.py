@@ -2,7 +2,8 @@
 
 Names are `section/name`: reward, episodes, groups, tokens, timelines, reply, policy
 (what the update measured), staleness, and `user/` for what workflows log themselves;
-the loop adds seconds, speed and total. A mean of nothing is left out, not logged as 0.
+the loop adds seconds, speed and total. With several targets also `reward/TARGET/...`,
+`tokens/TARGET/...` and `reply/TARGET/...`. A mean of nothing is left out, not logged as 0.
 """
 
 from __future__ import annotations
@@ -42,7 +43,31 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     if prompt:
         metrics["tokens/prompt_cached_fraction"] = sum(c.prefill_cached for c in calls) / prompt
     metrics |= _mean("episodes/seconds_mean", (e.ended_at - e.started_at for e in usable))
-    return metrics | _user_metrics(usable)
+    return metrics | _by_target(usable) | _user_metrics(usable)
+
+
+def _by_target(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Of each target, where there are several or the rewards are by target."""
+    calls = [c for e in episodes for c in e.calls]
+    tags = {c.target_tag for c in calls}
+    rewards = target_totals(episodes)
+    metrics: dict[str, float] = {}
+    for tag, values in rewards.items():
+        metrics |= _spread(f"reward/{tag}", values)
+    for tag in sorted(tags) if len(tags) > 1 or rewards else ():
+        lengths = [len(c.completion_ids) for c in calls if c.target_tag == tag]
+        metrics[f"tokens/{tag}/sampled"] = float(sum(lengths))
+        metrics |= _mean(f"reply/{tag}/tokens_mean", lengths)
+    return metrics
+
+
+def target_totals(episodes: Sequence[Episode]) -> dict[str, list[float]]:
+    """Target tag -> what it got in each episode that rewards it, in the order of names."""
+    totals: defaultdict[str, list[float]] = defaultdict(list)
+    for episode in episodes:
+        for tag, rewards in (episode.target_rewards or {}).items():
+            totals[tag].append(sum(rewards))
+    return {tag: totals[tag] for tag in sorted(totals)}
 
 
 def batch_metrics(batch: Batch) -> dict[str, float]:
@@ -54,6 +79,11 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
         "timelines/trained": float(len(batch.samples)),
     }
     metrics |= {f"groups/skipped_{name}": float(n) for name, n in batch.skipped_groups.items()}
+    if len({c.target_tag for e in batch.episodes for c in e.calls}) > 1:
+        trained = Counter[str]()
+        for sample in batch.samples:
+            trained[sample.target_tag] += sample.num_trained
+        metrics |= {f"tokens/{tag}/trained": float(n) for tag, n in sorted(trained.items())}
     return metrics | {f"{MASKED}{name}": float(n) for name, n in batch.masked_tokens.items()}
 
 

@@ -18,9 +18,11 @@ from astuner.algorithm import ADVANTAGES, AGGREGATIONS, accepted, find_kl, find_
 from astuner.algorithm.advantages import Estimator
 from astuner.algorithm.aggregation import Aggregation
 from astuner.config.schema import AstunerConfig, TrainerConfig
+from astuner.config.targets import own_targets
 from astuner.engine.protocol import AdamParams, LossSpec
 from astuner.errors import ConfigError
 from astuner.trainer.schedule import check_schedule, learning_rate
+from astuner.types import Sample
 
 NOT_IN_HASH = {
     "": ("project_name", "experiment_name", "experiment_dir", "debug", "model_tuner"),
@@ -66,6 +68,12 @@ class TrainSettings:
     """Seconds the source may take for a step's groups before it counts as hung; 0 waits on."""
     notice_seconds: float = 5.0
     """How often `Progress.waiting` is called while the source has not answered."""
+    own_targets: frozenset[str] = frozenset()
+    """Target tags with an adapter of their own; all others share one."""
+
+    def adapter_of(self, sample: Sample) -> str:
+        """The target whose own adapter the sample trains; "" for the shared one."""
+        return sample.target_tag if sample.target_tag in self.own_targets else ""
 
     def adam(self, step: int) -> AdamParams:
         """The optimizer's settings in this step."""
@@ -110,6 +118,7 @@ class TrainSettings:
             seed=config.seed,
             config_hash=config_hash(config),
             rollout_deadline=rollout_deadline(config),
+            own_targets=own_targets(config),
         )
 
 

@@ -7,6 +7,7 @@ with one, they are what the forward pass computes anyway.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,7 +61,8 @@ async def update_policy(
         grad_norm=float(np.mean([s["grad_norm"] for s in steps])),
         lr=steps[-1].get("lr", adam.lr),
         logprobs=results[0].logprobs if proximal is None else proximal,
-        metrics=_merged(results, [sum(s.num_trained for s in b) for b in batches]),
+        metrics=_merged(results, [sum(s.num_trained for s in b) for b in batches])
+        | _of_adapters(steps),
     )
 
 
@@ -74,10 +76,21 @@ def _with_proximal(
 def _merged(results: Sequence[ForwardBackwardResult], tokens: Sequence[int]) -> dict[str, float]:
     """Counts are summed; all else is averaged over trained tokens."""
     merged: dict[str, float] = {}
-    for name in results[0].metrics:
-        values = [r.metrics[name] for r in results]
-        if name in COUNTS:
+    for name in dict.fromkeys(name for r in results for name in r.metrics):
+        measured = [
+            (r.metrics[name], n) for r, n in zip(results, tokens, strict=True) if name in r.metrics
+        ]
+        values = [value for value, _ in measured]
+        if name.rpartition("/")[2] in COUNTS:
             merged[name] = float(sum(values))
         else:
-            merged[name] = float(np.average(values, weights=tokens))
+            merged[name] = float(np.average(values, weights=[n for _, n in measured]))
     return merged
+
+
+def _of_adapters(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What the steps say of single adapters, as NAME/...; means over those that say it."""
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for name, value in ((n, v) for step in steps for n, v in step.items() if "/" in n):
+        values[name].append(value)
+    return {name: float(np.mean(v)) for name, v in values.items()}

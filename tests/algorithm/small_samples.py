@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -75,3 +76,21 @@ def episode(
 
 def group(name: str, *episodes: Episode) -> Group:
     return Group(name, Task(task_id="t"), episodes, born_version=0)
+
+
+def two_targets(
+    name: str,
+    rewards: Mapping[str, tuple[float, ...]] | None,
+    order: Sequence[str],
+    *,
+    reward: float = 0.0,
+    group: str = "g",
+) -> Episode:
+    """One call, and one sample with one trained token, for each target tag in `order`."""
+    samples = [
+        replace(sample(name, [0, 1], group=group, turns=[-1, n]), target_tag=tag)
+        for n, tag in enumerate(order)
+    ]
+    made = episode(name, reward, samples, group=group)
+    calls = tuple(replace(call(name, n), target_tag=tag) for n, tag in enumerate(order))
+    return replace(made, calls=calls, target_rewards=rewards)

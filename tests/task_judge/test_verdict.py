@@ -63,7 +63,11 @@ def test_a_tensor() -> None:
         (np.float32("nan"), "The reward is nan"),
         (10**400, "The reward is inf"),
         ("0.5", "The reward is '0.5' (str), not a number."),
-        ({"reward": 1}, "The reward is {'reward': 1} (dict), not a number."),
+        ({1: 1.0}, "The reward names the target 1, not a text."),
+        ({}, "The reward is an empty dict."),
+        ({"a": []}, "The reward of target 'a' is an empty list."),
+        ({"a": float("nan")}, "The reward of target 'a' is nan, which cannot be trained on."),
+        ({"a": [1.0, "x"]}, "The reward of target 'a' is 'x' (str), not a number."),
         (1j, "The reward is 1j (complex), not a number."),
         (Decimal("0.5"), "The reward is Decimal('0.5') (Decimal), not a number."),
         ([], "The reward is an empty list."),
@@ -111,3 +115,9 @@ def test_every_outcome_is_finite_or_a_typed_error(outcome: object) -> None:
     if verdict.turn_rewards is not None:
         assert all(map(math.isfinite, verdict.turn_rewards))
         assert verdict.reward == sum(verdict.turn_rewards)
+
+
+def test_a_dict_is_by_target() -> None:
+    verdict = to_verdict(({"wolf": 1, "villager": np.array([0.5, -1.0])}, True))
+    assert verdict.target_rewards == {"wolf": (1.0,), "villager": (0.5, -1.0)}
+    assert (verdict.reward, verdict.turn_rewards, verdict.is_success) == (0.25, None, True)

@@ -42,6 +42,14 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     ]
 
 
+def test_rewards_of_several_targets_stand_behind_the_reward() -> None:
+    display, out = plain()
+    metrics = {"reward/mean": 0.25, "reward/wolf/mean": 1.0, "reward/villager/mean": -0.5}
+    display.step_done(1, 4, metrics | {"tokens/wolf/trained": 3.0, "reward/wolf/std": 0.1})
+    line = "step    1  reward 0.250  wolf 1.000  villager -0.500  of 4, 0 s left"
+    assert out.getvalue().splitlines() == [line]
+
+
 def test_the_first_failure_of_a_kind_is_shown_in_full() -> None:
     display, out = plain()
     for ended in (episode(), failed(), failed(), failed()):

@@ -136,3 +136,13 @@ def test_what_is_not_json_is_written_as_text(tmp_path: Path) -> None:
     EpisodeStore(tmp_path).append(1, [odd])
     first = pandas.read_parquet(tmp_path / "episodes").iloc[0]
     assert json.loads(first["output"])["metadata"] == {"path": "/a/b"}
+
+
+def test_rewards_by_target_are_in_the_store(tmp_path: Path) -> None:
+    mine = episode(target_rewards={"main": (1.0,), "other": (0.5, -1.0)}, samples=(sample(),))
+    EpisodeStore(tmp_path).append(1, [mine])
+    [row] = read_episodes(tmp_path).to_pylist()
+    assert json.loads(row["target_rewards"]) == {"main": [1.0], "other": [0.5, -1.0]}
+    assert (row["target_tag"], row["sample_reward"]) == ("main", 1.0)
+    EpisodeStore(tmp_path).append(1, [episode(samples=(sample(),))])
+    assert read_episodes(tmp_path).to_pylist()[0]["target_rewards"] is None
