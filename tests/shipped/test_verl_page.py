@@ -110,9 +110,10 @@ def test_the_table_shows_messages_that_exist() -> None:
 
 
 def filled(text: str) -> str:
-    """A pattern for the text in which figures and quoted words may be `{expressions}`."""
+    """A pattern for the text in which figures, quoted words and the backbone's name may be
+    `{expressions}`."""
     value = r"\{[^{}]*\}"
-    parts = re.split(r"('[^']*'|\d+)", text)
+    parts = re.split(r"('[^']*'|\d+|\bverl\b)", text)
     return "".join(
         f"(?:{re.escape(part)}|{value})" if at % 2 else re.escape(part)
         for at, part in enumerate(parts)
