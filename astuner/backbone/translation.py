@@ -16,6 +16,7 @@ from astuner.config.schema import AstunerConfig
 
 EXPLAINS: Mapping[str, str] = {
     "verl": "astuner.backbone.verl.translate:translation",
+    "trinity": "astuner.backbone.trinity.translate:translation",
 }
 
 

@@ -42,7 +42,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "task_judge.llm.on_parse_failure": ("fail", "zero"),
     "context_tracker.merge": ("prefix", "none"),
     "rollout.mode": ("auto", "sync", "async"),
-    "rollout.engine": ("auto", "vllm", "sglang", "embedded"),
+    "rollout.engine": ("auto", "vllm", "sglang", "embedded", "service"),
     "trainer_common.device": ("auto", "cuda", "cpu"),
     "debug.model": ("embedded", "endpoint", "fake"),
     "trainer_common.algorithm.loss_agg_mode": ("episode-mean", "token-mean", "constant"),

@@ -146,13 +146,15 @@ class RolloutConfig:
     """"sync": rollouts and training take turns on the same GPUs; "async": rollouts have GPUs of
     their own and go on during training, up to `rollout.max_staleness` versions behind; "auto" is
     sync for verl and async for trinity."""
-    engine: str = only("verl", default="auto")
-    """Who samples: "vllm", "sglang", "embedded" (CPU only), or "auto": vllm on GPUs, embedded
-    on the CPU."""
-    nnodes: int = only("verl", default=1)
+    engine: str = only("verl", "trinity", default="auto")
+    """Who samples. For verl: "vllm", "sglang", "embedded" (CPU only), or "auto": vllm on GPUs,
+    embedded on the CPU. For trinity: "vllm" (on GPUs, with verl's trainer), "service" (astuner's
+    own fine-tuning service samples and trains, on any machine), or "auto": vllm on GPUs,
+    service elsewhere."""
+    nnodes: int = only("verl", "trinity", default=1)
     """With `rollout.mode: async`: machines of the rollouts' own pool, besides
     `trainer_common.nnodes`."""
-    n_gpus_per_node: int = only("verl", default=1)
+    n_gpus_per_node: int = only("verl", "trinity", default=1)
     """With `rollout.mode: async`: GPUs taken on each of these."""
     gpu_memory_utilization: float = only("verl", "trinity", default=0.5)
     """Fraction of a GPU's memory that its inference engine takes, weights and cache."""
@@ -477,6 +479,9 @@ class AstunerConfig:
     verl: dict[str, Any] = field(default_factory=dict, metadata={"backbones": ("verl",)})
     """verl's own settings, as its configuration names them, e.g. {actor_rollout_ref: {actor:
     {entropy_coeff: 0.01}}}. They win over what astuner's keys become, and the run says so."""
+    trinity: dict[str, Any] = field(default_factory=dict, metadata={"backbones": ("trinity",)})
+    """Trinity-RFT's own settings, as its configuration names them, e.g. {synchronizer:
+    {sync_interval: 2}}. They win over what astuner's keys become, and the run says so."""
 
 
 @dataclass

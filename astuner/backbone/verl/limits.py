@@ -89,6 +89,8 @@ def _devices(config: AstunerConfig, device: Device) -> Iterator[Problem]:
             "Set one of them.",
         )
     engine = config.rollout.engine
+    if engine == "service":
+        yield ("rollout.engine", "is 'service', which is for trinity. Use vllm, sglang or auto.")
     if (engine == EMBEDDED) != (device == "cpu") and engine in (EMBEDDED, "sglang"):
         where = "runs on the CPU only" if engine == EMBEDDED else "needs GPUs"
         yield ("rollout.engine", f"is {engine!r}, which {where}, but the device is {device}.")

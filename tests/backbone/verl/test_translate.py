@@ -52,7 +52,7 @@ def test_every_key_of_the_schema_is_decided_once() -> None:
             name in translate.BECOMES,
             read_here(name),
             name.startswith("debug."),
-            name in ("verl", "model.targets"),
+            name in ("verl", "trinity", "model.targets"),
         ]
         assert sum(ways) == 1, name
         assert (key.backbones == ("debug",)) == name.startswith("debug.")

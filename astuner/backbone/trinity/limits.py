@@ -1,0 +1,305 @@
+"""What Trinity cannot do as astuner means it: errors before anything starts, and notes.
+
+An error where the run would compute something else than the configuration says; a note
+where it is the same in most cases, or only slower. All are found at once. No Trinity here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from astuner.algorithm import ADVANTAGES, LOSSES
+from astuner.backbone.trinity.sections import (
+    PARTS,
+    Device,
+    is_async,
+    is_colocated,
+    raw,
+    route,
+    trainer_gpus,
+    wanted_device,
+)
+from astuner.config.keys import full
+from astuner.config.loaded import joined
+from astuner.config.schema import AstunerConfig
+from astuner.errors import ConfigError
+
+Problem = tuple[str, str]
+"""A key, and what is wrong with it."""
+REFILL_ROUNDS = 3
+"""The schema's default."""
+
+LIFTED_BY: Mapping[str, str] = {
+    "trainer_common.algorithm.adv_estimator": "algorithm.advantage_fn",
+    "trainer_common.algorithm.loss": "algorithm.policy_loss_fn",
+    "trainer_common.optim.lr_schedule": "algorithm.optimizer.lr_scheduler_type",
+    "trainer_common.optim.warmup_steps": "algorithm.optimizer.lr_warmup_steps",
+}
+"""Whoever sets this key of Trinity's himself has taken the choice over."""
+
+INSTEAD: Mapping[str, str] = {
+    "mode": "use `astuner.rollout.mode`",
+    "project": "checkpoints lie in the run's folder under this name",
+    "name": "checkpoints lie in the run's folder under this name",
+    "group": "checkpoints lie in the run's folder under this name",
+    "stages": "a run of astuner is one stage",
+    "checkpoint_root_dir": "use `astuner.experiment_dir` and `astuner.experiment_name`",
+    "continue_from_checkpoint": "use --resume",
+    "model.model_path": "use `astuner.model.path`",
+    "model.tinker.enable": "use `astuner.rollout.engine`",
+    "model.tinker.base_url": "the service is started with the run",
+    "cluster.ray_address": "use `astuner.trainer_common.ray_address`, or --ray-address",
+    "buffer.explorer_input": "tasks and workflow are `astuner.task_reader` and `astuner.rollout`",
+    "buffer.batch_size": "use `astuner.data.train_batch_size`",
+    "buffer.total_steps": "use `astuner.trainer_common.total_steps`",
+    "buffer.total_epochs": "use `astuner.trainer_common.total_epochs`",
+    "trainer.total_steps": "use `astuner.trainer_common.total_steps`",
+    "trainer.trainer_type": "use `astuner.rollout.engine`",
+    "explorer.rollout_model.engine_type": "use `astuner.rollout.engine`",
+    "monitor.monitor_type": "Trinity's metrics go on to the sinks in "
+    "`astuner.trainer_common.logger`",
+}
+"""Setting, or section, that astuner's own parts stand on -> what to set instead."""
+
+
+def check(config: AstunerConfig, device: Device | None = None) -> None:
+    """Raises ConfigError with everything that Trinity cannot honour."""
+    if found := [f"`{full(key)}` {message}" for key, message in problems(config, device)]:
+        raise ConfigError(joined(found))
+
+
+def assumed(config: AstunerConfig) -> Device:
+    """The device as far as the configuration says; GPUs where it leaves it open."""
+    return "cpu" if wanted_device(config) == "cpu" else "cuda"
+
+
+def problems(config: AstunerConfig, device: Device | None = None) -> list[Problem]:
+    device = device or assumed(config)
+    taken = raw(config)
+    rules: tuple[Callable[[AstunerConfig, Device], Iterator[Problem]], ...] = (
+        _devices,
+        _pools,
+        _service,
+        _batch,
+        _algorithm,
+        _learning_rate,
+        _asynchronous,
+        _memory,
+    )
+    found = [problem for rule in rules for problem in rule(config, device)]
+    found = [(key, message) for key, message in found if LIFTED_BY.get(key) not in taken]
+    return [*found, *_reserved(config)]
+
+
+def _devices(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    if config.model.device not in ("auto", "cuda", "cpu"):
+        yield (
+            "model.device",
+            f"is {config.model.device!r}, but Trinity takes the GPUs that it sees: leave it at "
+            "auto, and choose GPUs with CUDA_VISIBLE_DEVICES.",
+        )
+    chosen = config.trainer_common.device
+    if (
+        chosen != "auto"
+        and config.model.device in ("cuda", "cpu")
+        and config.model.device != chosen
+    ):
+        yield (
+            "model.device",
+            f"is {config.model.device!r}, but `{full('trainer_common.device')}` is {chosen!r}. "
+            "Set one of them.",
+        )
+    engine = config.rollout.engine
+    if engine in ("sglang", "embedded"):
+        yield (
+            "rollout.engine",
+            f"is {engine!r}, which is not for Trinity: vllm is Trinity's own on GPUs, and with "
+            "service astuner's own service samples and trains, on any machine.",
+        )
+    if engine == "vllm" and device == "cpu":
+        yield (
+            "rollout.engine",
+            "is 'vllm', which needs GPUs, but the device is cpu. With service (or auto) "
+            "astuner's own service samples and trains.",
+        )
+
+
+def _pools(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    if route(config, device) == "service" or is_colocated(config):
+        return
+    own, trainer = config.rollout, config.trainer_common
+    pool, size = own.nnodes * own.n_gpus_per_node, own.tensor_model_parallel_size
+    if pool % size:
+        yield (
+            "rollout.tensor_model_parallel_size",
+            f"is {size}, but the inference engines have {pool} GPUs (rollout.nnodes * "
+            f"n_gpus_per_node), which {size} does not divide.",
+        )
+    if max(own.nnodes, trainer.nnodes) > 1 and own.n_gpus_per_node != trainer.n_gpus_per_node:
+        yield (
+            "rollout.n_gpus_per_node",
+            f"is {own.n_gpus_per_node}, but `{full('trainer_common.n_gpus_per_node')}` is "
+            f"{trainer.n_gpus_per_node}: Trinity's machines are all alike.",
+        )
+    episodes = config.data.train_batch_size * own.num_repeat
+    if episodes % trainer_gpus(config):
+        yield (
+            "data.train_batch_size",
+            f"gives {episodes} episodes a step (times rollout.num_repeat), which "
+            f"{trainer_gpus(config)} GPUs cannot share evenly. Choose a multiple.",
+        )
+
+
+def _service(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    """What the Tinker API has no words for."""
+    if route(config, device) != "service":
+        return
+    lora = config.model.lora
+    if not lora.enable:
+        yield (
+            "model.lora.enable",
+            "is false, but a service trains adapters. Set it to true, or train all weights "
+            "with Trinity's own engines (rollout.engine=vllm, which needs GPUs).",
+        )
+    if lora.target_modules not in PARTS:
+        yield (
+            "model.lora.target_modules",
+            f"is {lora.target_modules!r}, but a service can be told only {', '.join(PARTS)}.",
+        )
+    if config.rollout.temperature != 1:
+        yield (
+            "rollout.temperature",
+            f"is {config.rollout.temperature}, but Trinity's trainer on a service takes "
+            "logprobs at temperature 1, so that every ratio would be wrong. Set it to 1.",
+        )
+
+
+def _batch(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    number = config.trainer_common.mini_batch_num
+    if number > 1:
+        yield (
+            "trainer_common.mini_batch_num",
+            f"is {number}, but Trinity takes one optimizer step for each batch. Make "
+            f"`{full('data.train_batch_size')}` smaller instead.",
+        )
+
+
+def _algorithm(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    own = config.trainer_common.algorithm
+    if own.adv_estimator not in ADVANTAGES and "->" not in own.adv_estimator:
+        yield (
+            "trainer_common.algorithm.adv_estimator",
+            f"is {own.adv_estimator!r}, but must be one of {', '.join(ADVANTAGES)}, or "
+            '"package.module->function".',
+        )
+    if own.loss not in LOSSES:
+        yield (
+            "trainer_common.algorithm.loss",
+            f"is {own.loss!r}, but must be one of {', '.join(LOSSES)}.",
+        )
+    if own.dynamic_sampling:
+        yield (
+            "trainer_common.algorithm.dynamic_sampling",
+            "is true, but Trinity does not replace groups; those whose rewards are all equal "
+            "are skipped. Set it to false.",
+        )
+    elif own.max_refill_rounds != REFILL_ROUNDS:
+        yield (
+            "trainer_common.algorithm.max_refill_rounds",
+            f"is {own.max_refill_rounds}, but Trinity does not replace groups. Remove it.",
+        )
+
+
+def _learning_rate(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    own = config.trainer_common.optim
+    service = route(config, device) == "service"
+    if own.lr_schedule == "linear":
+        yield (
+            "trainer_common.optim.lr_schedule",
+            "is 'linear', which Trinity's trainers do not have. Use constant"
+            f"{'' if service else ' or cosine'}.",
+        )
+    elif own.lr_schedule == "cosine" and service:
+        yield (
+            "trainer_common.optim.lr_schedule",
+            "is 'cosine', but Trinity's on a service is one step ahead of ours: its last step "
+            "has rate 0. Use constant, or take Trinity's own with "
+            "trinity.algorithm.optimizer.lr_scheduler_type=cosine.",
+        )
+    elif own.lr_schedule == "cosine" and own.warmup_steps:
+        yield (
+            "trainer_common.optim.warmup_steps",
+            f"is {own.warmup_steps}, but verl's cosine with a warm-up is one step ahead of "
+            "ours: its last (or first) step has rate 0. Set it to 0, use a constant schedule, "
+            "or take verl's own with trinity.algorithm.optimizer.lr_warmup_steps="
+            f"{own.warmup_steps}.",
+        )
+
+
+def _asynchronous(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    if config.rollout.mode == "async" and config.rollout.max_staleness == 0:
+        yield (
+            "rollout.max_staleness",
+            "is 0, which is synchronous, but `astuner.rollout.mode` is async. Set it to 1 or "
+            "more, or leave the mode at auto, which takes 1.",
+        )
+
+
+def _memory(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    if config.rollout.kv_cache_tokens and route(config, device) == "vllm":
+        yield (
+            "rollout.kv_cache_tokens",
+            f"is {config.rollout.kv_cache_tokens}, but vllm sizes its cache by "
+            f"`{full('rollout.gpu_memory_utilization')}`.",
+        )
+
+
+def _reserved(config: AstunerConfig) -> Iterator[Problem]:
+    for key in raw(config):
+        for section, instead in INSTEAD.items():
+            if f"{key}.".startswith(f"{section}."):
+                yield f"trinity.{key}", f"is not for setting: {instead}."
+            elif section.startswith(f"{key}."):
+                yield f"trinity.{key}", "would replace a whole section: name the settings in it."
+
+
+# ---------------------------------------------------------------- notes
+
+
+def notes(config: AstunerConfig, device: Device | None = None) -> list[str]:
+    """What is worth knowing before the run, and no error."""
+    device = device or assumed(config)
+    return [note for rule in (_of_pace, _of_learning) for note in rule(config, device)]
+
+
+def _of_pace(config: AstunerConfig, device: Device) -> Iterator[str]:
+    if config.rollout.mode == "auto" and config.rollout.max_staleness == 0:
+        yield (
+            "`astuner.rollout.mode` auto is async for trinity: rollouts go on while the trainer "
+            "works, one version behind it. rollout.mode=sync takes turns; "
+            "rollout.max_staleness=N allows more."
+        )
+    if config.rollout.max_staleness and not is_async(config):
+        yield (
+            f"`{full('rollout.max_staleness')}` = {config.rollout.max_staleness} allows "
+            "rollouts to run ahead, but `astuner.rollout.mode` is sync."
+        )
+    if not config.trainer_common.use_kl_loss:
+        yield (
+            "Trinity asks the reference model for logprobs in every step, which "
+            "`astuner.trainer_common.use_kl_loss` false does not need; that takes time only."
+        )
+
+
+def _of_learning(config: AstunerConfig, device: Device) -> Iterator[str]:
+    if route(config, device) == "service":
+        return
+    if config.model.lora.enable:
+        yield (
+            "`astuner.model.lora`: adapters with Trinity's own engines have not been tried by "
+            "astuner's makers, and reach vLLM through checkpoints on disk."
+        )
+    yield (
+        "Episodes that fall into several timelines can fill more than one of verl's "
+        "mini-batches, each of which is an optimizer step."
+    )

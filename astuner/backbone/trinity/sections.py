@@ -1,0 +1,405 @@
+"""What Trinity's configuration is told, section by section: pure functions from ours to theirs.
+
+Each returns flat dotted keys of Trinity's own `Config` with plain values. What Trinity
+cannot do at all is refused by `limits`, so nothing here checks. Trinity is not imported;
+file and line numbers in comments are those of Trinity-RFT 0.6.0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from astuner.config.schema import AstunerConfig
+
+Device = Literal["cuda", "cpu"]
+Route = Literal["service", "vllm"]
+"""Who samples and trains: astuner's service over the Tinker protocol, or Trinity's own vLLM
+and verl."""
+Settings = dict[str, Any]
+
+PACKAGE = "astuner.backbone.trinity"
+WORKFLOW = f"{PACKAGE}.workflow.EpisodeWorkflow"
+MONITOR = f"{PACKAGE}.monitor.Lines"
+FOLDER = "trinity"
+"""Of everything the run's processes share, in the run's folder."""
+CHECKPOINTS = ("checkpoints", "trinity")
+"""Trinity's `project` and `name`: the folders of its checkpoints, and what it calls them on a
+service. The run's own names may hold what a service takes for no name."""
+
+NEVER = 1_000_000_000
+"""Steps: only the last one is due."""
+RUNNERS = 8
+"""Processes that run groups of episodes, for each inference engine on GPUs."""
+RUNNERS_HERE = 2
+"""Likewise beside a service, which may be on this very machine."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What only the machine and the data tell; each 0 or "" where it is not known yet."""
+
+    model_path: str = ""
+    """The folder that `model.path` stands for, or the name that the service has for it."""
+    model_context: int = 0
+    """The model's own limit, in tokens."""
+    total_steps: int = 0
+    """Of the whole run, whether from total_steps or total_epochs."""
+    validation: bool = True
+    """Whether there are validation tasks."""
+    flash_attention: bool = True
+    """Whether Trinity's trainer finds the package flash-attn."""
+
+
+# ---------------------------------------------------------------- choices
+
+
+def wanted_device(config: AstunerConfig) -> str:
+    """ "cuda", "cpu", or "auto" where the configuration leaves it open."""
+    chosen = config.trainer_common.device
+    if chosen == "auto" and config.model.device in ("cuda", "cpu"):
+        return config.model.device
+    return chosen
+
+
+def route(config: AstunerConfig, device: Device) -> Route:
+    chosen = config.rollout.engine
+    if chosen in ("service", "vllm"):
+        return chosen
+    return "vllm" if device == "cuda" else "service"
+
+
+def is_async(config: AstunerConfig) -> bool:
+    """Whether rollouts go on during training; unlike elsewhere they do unless told otherwise."""
+    return config.rollout.mode != "sync"
+
+
+def max_staleness(config: AstunerConfig) -> int:
+    """Weight versions that a batch may lag behind when it is trained. To overlap at all
+    takes one, which is what `rollout.mode: auto` makes of a 0."""
+    return max(1, config.rollout.max_staleness) if is_async(config) else 0
+
+
+def is_colocated(config: AstunerConfig) -> bool:
+    """Trinity's mode for one GPU, which takes turns."""
+    own = config.trainer_common
+    return not is_async(config) and own.nnodes * own.n_gpus_per_node == 1
+
+
+def engines(config: AstunerConfig) -> int:
+    """Inference engines on GPUs of their own."""
+    if is_colocated(config):
+        return 1
+    own = config.rollout
+    return max(1, own.nnodes * own.n_gpus_per_node // own.tensor_model_parallel_size)
+
+
+def trainer_gpus(config: AstunerConfig) -> int:
+    return config.trainer_common.nnodes * config.trainer_common.n_gpus_per_node
+
+
+def longest(config: AstunerConfig, context: int = 0) -> int:
+    """Tokens of the longest sequence there can be."""
+    whole = config.data.max_prompt_length + config.data.max_response_length
+    return min(config.rollout.max_model_len or whole, whole, context or whole)
+
+
+def save_every(config: AstunerConfig) -> int:
+    """Steps between Trinity's checkpoints, of which those not wanted are deleted later."""
+    lasting, rolling = config.trainer_common.save_freq, config.trainer_common.resume_freq
+    return math.gcd(lasting, rolling) or NEVER
+
+
+def tasks_folder(run_dir: Path, split: Literal["train", "validation"]) -> Path:
+    """A folder with one JSON Lines file: a row {"index": i} for each task, in the order in
+    which they are played."""
+    return run_dir / FOLDER / "tasks" / split
+
+
+# ---------------------------------------------------------------- sections
+
+
+def general(config: AstunerConfig, run_dir: Path, way: Route, *, resume: bool) -> Settings:
+    project, name = CHECKPOINTS
+    colocated = way == "vllm" and is_colocated(config)
+    return {
+        "mode": "colocate" if colocated else "both",
+        "project": project,
+        "name": name,
+        "checkpoint_root_dir": str(run_dir),
+        "ray_namespace": "astuner-" + re.sub(r"\W+", "-", str(run_dir)).strip("-"),
+        "continue_from_checkpoint": resume,
+        "ignore_validator_suggestions": True,
+        "monitor.monitor_type": MONITOR,
+        "data_processor.experience_pipeline.save_input": False,
+    }
+
+
+def model(config: AstunerConfig, way: Route, facts: Facts, service_url: str | None) -> Settings:
+    own, context = config.rollout, longest(config, facts.model_context)
+    turn = max(1, min(own.max_response_length_in_one_turn, context - 1))
+    settings: Settings = {
+        "model.model_path": facts.model_path or config.model.path,
+        "model.max_model_len": context,
+        "model.max_prompt_tokens": context - turn,
+        "model.max_response_tokens": turn,
+        "model.enable_prompt_truncation": False,  # it would cut without a word
+        "model.temperature": own.temperature,
+        "model.top_p": own.top_p,
+        "model.top_k": own.top_k or -1,
+    }
+    if way == "service":
+        return settings | _tinker(config, service_url)
+    if config.model.lora.enable:
+        settings["model.lora_configs"] = [
+            {
+                "name": "astuner",
+                "lora_rank": config.model.lora.rank,
+                "lora_alpha": config.model.lora.alpha,
+                "target_modules": config.model.lora.target_modules,
+            }
+        ]
+    return settings
+
+
+PARTS: Mapping[str, tuple[bool, bool, bool]] = {
+    "all-linear": (True, True, False),
+    "attn": (False, True, False),
+    "mlp": (True, False, False),
+}
+"""`model.lora.target_modules` -> train_mlp, train_attn, train_unembed of the Tinker API."""
+
+
+def _tinker(config: AstunerConfig, service_url: str | None) -> Settings:
+    lora = config.model.lora
+    mlp, attention, unembed = PARTS.get(lora.target_modules, PARTS["all-linear"])
+    return {
+        "model.tinker.enable": True,
+        "model.tinker.base_url": service_url,
+        "model.tinker.rank": lora.rank,
+        "model.tinker.seed": config.seed,
+        "model.tinker.train_mlp": mlp,
+        "model.tinker.train_attn": attention,
+        "model.tinker.train_unembed": unembed,
+    }
+
+
+def cluster(config: AstunerConfig, way: Route) -> Settings:
+    """GPUs: those of the trainer and those of the rollouts, on machines that are alike."""
+    trainer, rollout = config.trainer_common, config.rollout
+    settings: Settings = {"cluster.ray_address": trainer.ray_address or "auto"}
+    if way == "service":
+        return settings | {"cluster.node_num": 1, "cluster.gpu_per_node": 1}  # not looked at
+    if is_colocated(config):
+        return settings | {"cluster.node_num": 1, "cluster.gpu_per_node": 1}
+    if trainer.nnodes == rollout.nnodes == 1:
+        both = trainer.n_gpus_per_node + rollout.n_gpus_per_node
+        return settings | {"cluster.node_num": 1, "cluster.gpu_per_node": both}
+    return settings | {
+        "cluster.node_num": trainer.nnodes + rollout.nnodes,
+        "cluster.gpu_per_node": trainer.n_gpus_per_node,
+    }
+
+
+def buffer(config: AstunerConfig, run_dir: Path, facts: Facts) -> Settings:
+    """The tasks go round without end: the trainer, which counts the steps, ends the run."""
+    taskset = "buffer.explorer_input.taskset"
+    own = config.data.train_batch_size
+    settings: Settings = {
+        "buffer.batch_size": own,
+        "buffer.train_batch_size": own * config.rollout.num_repeat,
+        "buffer.total_steps": NEVER,
+        **{f"{taskset}.{key}": value for key, value in _taskset(run_dir, "train").items()},
+        f"{taskset}.rollout_args.temperature": config.rollout.temperature,
+        "buffer.trainer_input.experience_buffer.name": "astuner",
+        "buffer.trainer_input.experience_buffer.storage_type": "queue",
+        "buffer.trainer_input.experience_buffer.max_read_timeout": (
+            config.trainer_common.stall_timeout
+        ),
+    }
+    if facts.validation:
+        settings["buffer.explorer_input.eval_tasksets"] = [_validation(config, run_dir)]
+    return settings
+
+
+def _taskset(run_dir: Path, split: Literal["train", "validation"]) -> Settings:
+    return {
+        "name": split,
+        "storage_type": "file",
+        "path": str(tasks_folder(run_dir, split)),
+        "split": "train",  # as `datasets` calls the rows of a plain file
+        "default_workflow_type": WORKFLOW,
+        "workflow_args": {"folder": str(run_dir / FOLDER)},
+    }
+
+
+def _validation(config: AstunerConfig, run_dir: Path) -> Settings:
+    val = config.rollout.val_kwargs
+    return {
+        **_taskset(run_dir, "validation"),
+        "repeat_times": val.num_repeat,
+        "rollout_args": {
+            "temperature": val.temperature,
+            "top_p": val.top_p,
+            "top_k": val.top_k or -1,
+        },
+    }
+
+
+def explorer(config: AstunerConfig, way: Route, facts: Facts) -> Settings:
+    own, prefix = config.rollout, "explorer.rollout_model"
+    settings: Settings = {
+        "explorer.runner_per_model": runners(config, way),
+        "explorer.concurrent_mode": "asynchronous",
+        "explorer.max_timeout": group_timeout(config),
+        "explorer.max_retry_times": 0,  # astuner tries again itself
+        "explorer.eval_interval": eval_every(config),
+        "explorer.eval_on_startup": config.trainer_common.val_before_train and facts.validation,
+        f"{prefix}.seed": config.seed,
+    }
+    if way == "service":
+        return settings | {f"{prefix}.engine_type": "tinker", f"{prefix}.engine_num": 1}
+    return settings | {
+        f"{prefix}.engine_type": "vllm",
+        f"{prefix}.engine_num": engines(config),
+        f"{prefix}.tensor_parallel_size": own.tensor_model_parallel_size,
+        f"{prefix}.gpu_memory_utilization": own.gpu_memory_utilization,
+        f"{prefix}.dtype": "float32" if config.model.dtype == "float32" else "bfloat16",
+        f"{prefix}.enable_openai_api": True,  # token ids go to its completions endpoint
+        f"{prefix}.enable_history": False,
+        f"{prefix}.extra_engine_args": {"max_num_seqs": own.max_num_seqs},
+    }
+
+
+def runners(config: AstunerConfig, way: Route) -> int:
+    """Processes for each engine, each with one group at a time; at most as many as there are
+    groups, or as `max_env_worker` episodes make."""
+    count = engines(config) if way == "vllm" else 1
+    allowed = config.rollout.max_env_worker // config.rollout.num_repeat // count
+    groups = math.ceil(config.data.train_batch_size / count)
+    return max(1, min(RUNNERS if way == "vllm" else RUNNERS_HERE, groups, allowed))
+
+
+def group_timeout(config: AstunerConfig) -> int:
+    """Seconds after which Trinity gives a group up; astuner has given up each episode before."""
+    own = config.rollout
+    attempts = 1 + own.max_retries
+    return math.ceil(attempts * (own.episode_timeout + own.judge_timeout) + own.call_timeout)
+
+
+def eval_every(config: AstunerConfig) -> int:
+    """A multiple of the steps between weight syncs, or Trinity would round it down."""
+    interval = sync_interval(config)
+    wanted = config.trainer_common.test_freq or NEVER
+    return math.ceil(wanted / interval) * interval
+
+
+def trainer(config: AstunerConfig, way: Route, facts: Facts) -> Settings:
+    own = config.trainer_common
+    settings: Settings = {
+        "trainer.trainer_type": "tinker" if way == "service" else "verl",
+        "trainer.total_steps": facts.total_steps or own.total_steps or None,
+        "trainer.save_interval": save_every(config),
+        "trainer.grad_clip": own.optim.max_grad_norm,
+    }
+    if way == "service":
+        return settings
+    return settings | {
+        "trainer.grad_clip": own.optim.max_grad_norm or NO_LIMIT,
+        "trainer.trainer_strategy": "fsdp2",
+        "trainer.save_hf_checkpoint": "last",
+        "trainer.use_dynamic_bsz": True,
+        "trainer.use_remove_padding": facts.flash_attention,
+        "trainer.max_token_len_per_gpu": max(
+            own.micro_batch_tokens, longest(config, facts.model_context)
+        ),
+        "trainer.trainer_config": _verl(config, facts),
+    }
+
+
+NO_LIMIT = 1e9
+"""Above any gradient's norm."""
+
+
+def _verl(config: AstunerConfig, facts: Facts) -> Settings:
+    """What only verl's own part of Trinity's configuration can say (trainer/verl/config.py:143)."""
+    kind = "fp32" if config.model.dtype == "float32" else "bf16"
+    mixed = {"param_dtype": kind, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+    attention = (
+        {} if facts.flash_attention else {"override_config": {"attn_implementation": "sdpa"}}
+    )
+    warm = config.trainer_common.optim.warmup_steps > 0
+    optim: Settings = {"zero_indexed_step": True}
+    if warm and config.trainer_common.optim.lr_schedule == "constant":
+        # verl's constant schedule wastes its first warm-up step on a rate of 0; its cosine
+        # over no cycles is constant too, and can count from 1
+        optim = {"lr_scheduler_type": "cosine", "num_cycles": 0.0, "zero_indexed_step": False}
+    return {
+        "model": {
+            "enable_gradient_checkpointing": config.trainer_common.gradient_checkpointing,
+            **attention,
+        },
+        "actor": {"fsdp_config": {"mixed_precision": mixed}, "optim": optim},
+        "ref": {"fsdp_config": {"mixed_precision": mixed}},
+    }
+
+
+def synchronizer(config: AstunerConfig, way: Route) -> Settings:
+    """With `explorer_driven` the explorer asks for weights after each batch and waits until the
+    step in progress is done, so a batch is trained one version after it was sampled; with
+    `fixed` it waits until its own batch is trained."""
+    return {
+        "synchronizer.sync_method": _method(config, way),
+        "synchronizer.sync_style": "explorer_driven" if is_async(config) else "fixed",
+        "synchronizer.sync_interval": sync_interval(config),
+        "synchronizer.sync_offset": 0,
+        "synchronizer.sync_timeout": math.ceil(config.trainer_common.stall_timeout),
+    }
+
+
+def _method(config: AstunerConfig, way: Route) -> str:
+    if way == "service" or config.model.lora.enable:
+        return "checkpoint"
+    return "memory" if is_colocated(config) else "nccl"
+
+
+def sync_interval(config: AstunerConfig) -> int:
+    """Batches between two weight syncs. Of n batches the last lags 2n - 1 versions."""
+    return max(1, (max_staleness(config) + 1) // 2)
+
+
+# ---------------------------------------------------------------- flat keys
+
+
+def raw(config: AstunerConfig) -> Settings:
+    """`astuner.trinity` as flat dotted keys."""
+    return flat(config.trinity)
+
+
+def flat(tree: Mapping[str, Any]) -> Settings:
+    """Dotted keys down to the last mapping; an entry of a list of mappings has its number."""
+    return dict(_leaves("", tree))
+
+
+def _leaves(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        branches = _branches(value)
+        if branches:
+            yield from _leaves(f"{prefix}{key}.", branches)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _branches(value: Any) -> dict[str, Any]:
+    """What lies below; nothing below a plain value, or a list of such."""
+    if isinstance(value, dict):
+        return cast("dict[str, Any]", value)
+    if isinstance(value, list):
+        entries = cast("list[Any]", value)
+        if entries and all(isinstance(entry, dict) for entry in entries):
+            return {str(number): entry for number, entry in enumerate(entries)}
+    return {}
