@@ -112,7 +112,8 @@ class Call:
     """The weights that drew each completion token, shape of `completion_ids`."""
     finish_reason: FinishReason
     request: Mapping[str, Any]
-    """The request as it came (messages, tools, sampling fields)."""
+    """The request (messages, tools, sampling fields) in Chat Completions form, whatever the
+    dialect it came in."""
     response: Mapping[str, Any]
     """The assistant message as it was returned."""
     started_at: float

@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--venv", type=Path, default=Path(".venv"))
     parser.add_argument("--extras", default="quickstart")
-    parser.add_argument("--env", help="an environment with a name: verl, verl-vllm-cpu")
+    parser.add_argument("--env", help="an environment with a name, as in requirements/")
     parser.add_argument("command", nargs="*", help="with --env, after --: what to run in it")
     args = parser.parse_args()
     if args.env:
@@ -57,7 +57,7 @@ def project(folder: Path, extras: str) -> None:
         return
     python = make_venv(folder)
     print("[1/2] installing torch", flush=True)
-    pip(python, torch_requirement(CONSTRAINTS), *torch_index(has_nvidia_gpu()))
+    pip(python, torch_requirement(CONSTRAINTS) or "torch", *torch_index(has_nvidia_gpu()))
     print(f"[2/2] installing astuner[{extras}]", flush=True)
     pip(python, "-c", str(CONSTRAINTS), "-e", f"{ROOT}[{extras}]")
     stamp.write_text(wanted)
@@ -83,12 +83,14 @@ def named(name: str, command: list[str]) -> None:
 
 def build_named(env: NamedEnv, lock: int) -> None:
     """Exactly the packages that are listed: only torch may bring what its build needs."""
-    say(f"[0/2] making the environment {env.folder} (once; some minutes, 2 to 4 GB)")
-    python = make_venv(env.folder)
     pins = str(env.requirements)
-    say("[1/2] installing torch")
     torch = torch_requirement(env.requirements)
-    pip(python, "-c", pins, torch, *torch_index(gpu=False), inherit=(lock,))
+    size = "some minutes, 2 to 4 GB" if torch else "a minute or two, up to 1 GB"
+    say(f"[0/2] making the environment {env.folder} (once; {size})")
+    python = make_venv(env.folder)
+    if torch:
+        say("[1/2] installing torch")
+        pip(python, "-c", pins, torch, *torch_index(gpu=False), inherit=(lock,))
     say(f"[2/2] installing {env.requirements.name}")
     pip(python, "--no-deps", "-r", pins, inherit=(lock,))
 
@@ -118,8 +120,10 @@ def make_venv(folder: Path) -> Path:
     return python
 
 
-def torch_requirement(pins: Path) -> str:
-    return next(line for line in pins.read_text().splitlines() if line.startswith("torch=="))
+def torch_requirement(pins: Path) -> str | None:
+    """The line of torch, in a list that has it."""
+    lines = pins.read_text().splitlines()
+    return next((line for line in lines if line.startswith("torch==")), None)
 
 
 def torch_index(gpu: bool) -> list[str]:

@@ -24,6 +24,8 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 KEEP_SECONDS = 30 * 24 * 3600
+TESTED = "tested"
+"""Not an environment: the versions that the checkout's own was tested with."""
 LAYOUT = "1"
 """Raised when environments are built in another way, so that older ones are not taken."""
 
@@ -64,7 +66,8 @@ class NamedEnv:
 
 def names() -> list[str]:
     """The environments that can be had."""
-    return sorted(path.stem for path in (ROOT / "requirements").glob("verl*.txt"))
+    lists = (path.stem for path in (ROOT / "requirements").glob("*.txt"))
+    return sorted(name for name in lists if name != TESTED)
 
 
 def locate(name: str, cache: Path | None = None) -> NamedEnv:

@@ -1,7 +1,7 @@
 """Shared by all tests: one thread for torch, so that parallel runs do not fight over cores.
 
-Tests marked `verl` or `verl_vllm` need an environment of their own. Elsewhere they are
-skipped, with the command that runs them. Under that command (ASTUNER_TEST_ENV names the
+Tests with a marker of NEEDS need an environment of their own. Elsewhere they are skipped,
+with the command that runs them. Under that command (ASTUNER_TEST_ENV names the
 environment) one that cannot run has failed, whatever the reason.
 """
 
@@ -17,10 +17,20 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-NEEDS = {"verl": ("verl", "ray"), "verl_vllm": ("verl", "ray", "vllm")}
+NEEDS = {
+    "verl": ("verl", "ray"),
+    "verl_vllm": ("verl", "ray", "vllm"),
+    "frameworks": ("langchain", "agents", "smolagents"),
+    "frameworks_openai2": ("crewai",),
+}
 """The modules that the tests with a marker cannot do without."""
 
-RUN_BY = {"verl": "make test-verl", "verl_vllm": "make test-verl-vllm"}
+RUN_BY = {
+    "verl": "make test-verl",
+    "verl_vllm": "make test-verl-vllm",
+    "frameworks": "make test-frameworks",
+    "frameworks_openai2": "make test-frameworks",
+}
 BACKEND_FOLDERS = ("tests/backbone/verl",)
 
 

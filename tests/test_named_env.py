@@ -267,7 +267,21 @@ def test_every_package_has_one_version_and_no_address(path: Path) -> None:
     assert [line for line in lines if re.match(r"nvidia|cuda", line, re.I)] == []
 
 
-@pytest.mark.parametrize("name", named_env.names())
+def test_every_list_but_one_is_an_environment() -> None:
+    assert {"frameworks", "frameworks-openai2", "verl", "verl-vllm-cpu"} <= set(named_env.names())
+    assert "tested" not in named_env.names()
+
+
+@pytest.mark.parametrize("name", [n for n in named_env.names() if n.startswith("frameworks")])
+def test_the_frameworks_environments_have_what_the_proxy_and_its_tests_ask_for(name: str) -> None:
+    pinned = pins(ROOT / "requirements" / f"{name}.txt")
+    proxy = {"numpy", "pydantic", "starlette", "uvicorn", "httpx", "jinja2", "openai", "anthropic"}
+    tests = {"pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist"}
+    assert (proxy | tests) - set(pinned) == set()
+    assert "torch" not in pinned
+
+
+@pytest.mark.parametrize("name", [n for n in named_env.names() if n.startswith("verl")])
 def test_a_named_environment_has_what_astuner_and_its_tests_ask_for(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["test"]

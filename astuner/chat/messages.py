@@ -118,7 +118,7 @@ def _part(part: object, where: str) -> str:
         return part
     given = cast("Mapping[str, Any]", part) if isinstance(part, Mapping) else {}
     kind = given.get("type")
-    if kind not in _TEXT_PARTS:
+    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
         _refuse(where, f"has type {kind!r}, but the model reads text only")
     return _string(given.get(_TEXT_PARTS[kind]), f"{where}.{_TEXT_PARTS[kind]}")
 

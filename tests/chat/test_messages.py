@@ -96,6 +96,11 @@ def test_normalising_twice_changes_nothing() -> None:
             "the model reads text only",
         ),
         (
+            [{"role": "user", "content": [{"type": ["text"], "text": "x"}]}],
+            "messages[0].content[0]",
+            "has type ['text'], but the model reads text only",
+        ),
+        (
             [{"role": "user", "content": [{"type": "text"}]}],
             "messages[0].content[0].text",
             "must be a string, not NoneType",

@@ -230,6 +230,6 @@ def _tool_choice(request: MessagesRequest) -> tuple[str | dict[str, Any], bool]:
         name = string(choice, "name", "tool_choice")
         return {"type": "function", "function": {"name": name}}, only_one
     known = {"auto": "auto", "any": "required", "none": "none"}
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         refuse("tool_choice.type", f"is {kind!r}, but must be auto, any, tool or none")
     return known[kind], only_one
