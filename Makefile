@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 
 # verl and Ray live in environments of their own, outside the checkout (scripts/named_env.py).
 IN_ENV = $(PYTHON) scripts/install.py --env
-NOT_HERE := not (verl or verl_vllm or gpu or slow)
+NOT_HERE := not (verl or verl_vllm or frameworks or frameworks_openai2 or gpu or slow)
 
-.PHONY: help quickstart test test-fast test-verl test-verl-vllm lint docs install install-dev check-python clean
+.PHONY: help quickstart test test-fast test-verl test-verl-vllm run-frameworks test-frameworks docs-frameworks test-service lint docs install install-dev check-python clean
 
 help:
 	@echo "make quickstart   set up, get a small model and tune it on arithmetic (about 10 minutes)"
@@ -18,6 +18,8 @@ help:
 	@echo "make test-fast    set up and run the tests that need no real model (under two minutes)"
 	@echo "make test-verl    set up verl's own environment (2 GB) and run in it what needs it, and test-fast"
 	@echo "make test-verl-vllm   the same with vLLM for CPUs (4 GB): its one slow run"
+	@echo "make test-frameworks  set up the agent frameworks' two environments (1.2 GB) and run in them what needs them"
+	@echo "make test-service  set up two versions of the tinker SDK (2 GB) and run what drives the service with them"
 	@echo "make lint         ruff and pyright"
 	@echo "make docs         regenerate docs/config.md from the schema"
 	@echo "make install      set up only: .venv with the package and the quickstart's extras"
@@ -46,6 +48,27 @@ test-verl: check-python
 
 test-verl-vllm: check-python
 	@$(IN_ENV) verl-vllm-cpu -- env ASTUNER_TEST_ENV=verl-vllm-cpu python -m pytest -m verl_vllm
+
+# What ran is written down; docs/frameworks.md must say just that.
+RAN := build/frameworks
+FRAMEWORK_TESTS = env ASTUNER_RAN=$(RAN) python -m pytest -n auto tests/frameworks -m
+
+run-frameworks: check-python
+	@rm -rf $(RAN)
+	@$(IN_ENV) frameworks -- env ASTUNER_TEST_ENV=frameworks $(FRAMEWORK_TESTS) frameworks
+	@$(IN_ENV) frameworks-openai2 -- env ASTUNER_TEST_ENV=frameworks-openai2 $(FRAMEWORK_TESTS) frameworks_openai2
+
+test-frameworks: run-frameworks
+	@$(PYTHON) scripts/framework_table.py $(RAN)
+
+docs-frameworks: run-frameworks
+	@$(PYTHON) scripts/framework_table.py $(RAN) --write
+
+# The server runs in .venv; only its clients need the SDKs' environments.
+test-service: install-dev
+	@$(IN_ENV) tinker-0.38 > /dev/null
+	@$(IN_ENV) tinker-0.25 > /dev/null
+	ASTUNER_TEST_ENV=tinker $(BIN)/python -m pytest -n 2 -m "tinker and not slow" tests/service
 
 lint: install-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
