@@ -154,6 +154,7 @@ READ_HERE: tuple[str, ...] = (
     "rollout.val_kwargs.max_tasks",
     "task_reader.",
     "task_judge.",
+    "env.",
     "context_tracker.",
     "model_tuner.",
     "trainer_common.logger",
