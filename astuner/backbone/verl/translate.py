@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from astuner.backbone.verl.limits import assumed, check, notes, problems
 from astuner.backbone.verl.sections import ACTOR, MODEL, REF, ROLLOUT, Device, Facts, Settings
 from astuner.config.keys import keys
 from astuner.config.schema import AstunerConfig
+from astuner.errors import ConfigError
 
 __all__ = [
     "Facts",
@@ -179,6 +181,8 @@ UNUSED: Mapping[str, str] = {
 }
 """Why a key sets nothing, in the modes where it does not."""
 REMARKS: Mapping[str, str] = {
+    "model.device": "auto takes the CPU where no GPU is visible",
+    "trainer_common.device": "auto takes the CPU where no GPU is visible",
     "seed": "the adapter's start is verl's own",
     "trainer_common.algorithm.max_refill_rounds": (
         "groups that are then still without variance count as zeros in verl's mean"
@@ -248,12 +252,30 @@ def translation(config: AstunerConfig) -> Translation:
     """The translation for the device that the configuration names; for GPUs if it names none."""
     named = {key for of_key in BECOMES.values() for key in of_key}
     everything = _shown(config, None)
+    refused = [f"`astuner.{key}` {message}" for key, message in problems(config)]
+    unchecked, unknown = _known_to_verl(raw(config))
     return Translation(
         becomes(config),
         {key: value for key, value in everything.items() if key not in named},
-        tuple(warnings(config)),
-        tuple(f"`astuner.{key}` {message}" for key, message in problems(config)),
+        (*warnings(config), *unchecked),
+        (*refused, *unknown),
     )
+
+
+def _known_to_verl(settings: Settings) -> tuple[list[str], list[str]]:
+    """A note that this cannot be seen here, or what is wrong. Slow, where there is something to
+    see: verl is imported."""
+    if not settings:
+        return [], []
+    if find_spec("verl") is None:
+        return ["Whether verl knows what is under `astuner.verl` shows where it is installed."], []
+    from astuner.backbone.verl.compose import compose
+
+    try:
+        compose(settings, validate=False)
+    except ConfigError as error:
+        return [], [str(error)]
+    return [], []
 
 
 def becomes(config: AstunerConfig) -> Mapping[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -568,6 +569,16 @@ def test_a_raw_setting_wins_visibly() -> None:
     )
     assert warnings(raw) == [f"`astuner.verl` sets {OPTIM}.lr=0.001 instead of 1e-05."]
     assert warnings(config()) == []
+
+
+def test_explain_says_whether_verl_knows_the_raw_settings() -> None:
+    told = translate.translation(config("verl.trainer.sav_freq=1"))
+    if find_spec("verl") is None:
+        assert told.notes[-1].endswith("shows where it is installed.") and told.problems == ()
+    else:
+        [problem] = told.problems
+        assert problem.endswith("Did you mean `astuner.verl.trainer.save_freq`?")
+    assert translate.translation(config()).notes == ()
 
 
 @pytest.mark.parametrize(
