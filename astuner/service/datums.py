@@ -68,7 +68,12 @@ class _Loss:
     """Their parameter -> ours = offset + factor * theirs."""
     defaults: Mapping[str, float] = field(default_factory=dict)
     """In their terms."""
+    takes: tuple[str, ...] = ()
+    """Inputs that it can do without."""
 
+
+RATIO_MASK = "sequence_ratio_mask"
+"""Of gspo: where it is not 0, a token belongs to the sequence whose ratio is taken."""
 
 _RL = ("logprobs", "advantages")
 _CLIP = {
@@ -81,7 +86,7 @@ LOSSES: dict[str, _Loss] = {
     "ppo": _Loss("ppo", _RL, _CLIP, {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}),
     "cispo": _Loss("cispo", _RL, _CLIP, {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}),
     "dro": _Loss("dro", _RL, {"beta": ("beta", 0.0, 1.0)}, {"beta": 0.05}),
-    "gspo": _Loss("gspo", _RL, _CLIP),
+    "gspo": _Loss("gspo", _RL, _CLIP, takes=(RATIO_MASK,)),
 }
 """Thresholds bound the ratio itself, e.g. 0.8 and 1.2; our clip ranges its distance from 1."""
 
@@ -135,9 +140,9 @@ def samples(request: TrainRequest, *, max_context: int, vocab_size: int) -> list
     """One Sample a datum, in their order. Raises RequestError (400) naming the datum."""
     if not request.data:
         raise _bad("The request has no data: give at least one datum.", "data")
-    needs = LOSSES[request.loss].needs if request.loss in LOSSES else ()
+    loss = LOSSES.get(request.loss, _Loss(request.loss, ()))
     return [
-        _sample(datum, i, request, needs, max_context, vocab_size)
+        _sample(datum, i, request, loss, max_context, vocab_size)
         for i, datum in enumerate(request.data)
     ]
 
@@ -146,31 +151,18 @@ def _sample(
     datum: Datum,
     index: int,
     request: TrainRequest,
-    needs: Sequence[str],
+    loss: _Loss,
     max_context: int,
     vocab_size: int,
 ) -> Sample:
     ids = _sequence(datum, index, max_context, vocab_size)
+    _check_inputs(datum, index, loss, request.forward_only)
     weights = _weights(datum, index, request.loss)
-    required = needs if not request.forward_only else ()
-    missing = [name for name in required if name not in datum.inputs]
-    if missing and missing != ["weights"]:
-        raise _bad(
-            f"Datum {index} lacks {' and '.join(missing)}, which the loss {request.loss!r} reads.",
-            "loss_fn_inputs",
-        )
-    unknown = set(datum.inputs) - {"target_tokens", *needs, *OPTIONAL}
-    if unknown:
-        raise _bad(
-            f"Datum {index} has {', '.join(sorted(unknown))}, which the loss {request.loss!r} does "
-            f"not read. It reads: target_tokens, {', '.join(needs)}.",
-            "loss_fn_inputs",
-        )
     total = len(ids)
     proximal = datum.inputs.get("proximal_logprobs")
     targets = np.concatenate([ids[:1], datum.inputs["target_tokens"]]).astype(np.int32)
     return Sample(
-        sample_id=f"{request.seq}.{index}",
+        sample_id=f"datum {index}",
         episode_id=request.run_id,
         group_id=str(request.seq),
         task_id="",
@@ -186,6 +178,24 @@ def _sample(
         proximal_logprobs=None if proximal is None else _shifted(datum, index, "proximal_logprobs"),
         target_ids=None if np.array_equal(targets, ids) else targets,
     )
+
+
+def _check_inputs(datum: Datum, index: int, loss: _Loss, forward_only: bool) -> None:
+    """Weights may be left out, and what a loss needs where no loss is taken."""
+    missing = [n for n in loss.needs if n not in datum.inputs and n != "weights"]
+    if missing and not forward_only:
+        raise _bad(
+            f"Datum {index} lacks {' and '.join(missing)}, which the loss {loss.name!r} reads.",
+            "loss_fn_inputs",
+        )
+    known = ("target_tokens", *loss.needs, *loss.takes)
+    unknown = set(datum.inputs) - {*known, *OPTIONAL}
+    if unknown:
+        raise _bad(
+            f"Datum {index} has {', '.join(sorted(unknown))}, which the loss {loss.name!r} does "
+            f"not read. It reads: {', '.join(known)}.",
+            "loss_fn_inputs",
+        )
 
 
 def _sequence(datum: Datum, index: int, max_context: int, vocab_size: int) -> NDArray[np.int32]:
@@ -221,9 +231,23 @@ def _weights(datum: Datum, index: int, loss: str) -> Floats:
         if name in datum.inputs:
             return _floats(datum, index, name)
     if loss == "gspo" and "advantages" in datum.inputs:
-        # The ratio of a sequence is over what was sampled, which only its advantages tell.
-        return (_floats(datum, index, "advantages") != 0).astype(np.float32)
+        return _sequence_of_gspo(datum, index)
     return np.ones(len(datum.tokens), np.float32)
+
+
+def _sequence_of_gspo(datum: Datum, index: int) -> Floats:
+    """1 for the tokens of the sequence: those that are marked, or else have an advantage."""
+    advantages = _floats(datum, index, "advantages")
+    if RATIO_MASK not in datum.inputs:
+        return (advantages != 0).astype(np.float32)
+    marked = _floats(datum, index, RATIO_MASK) != 0
+    if not marked.any() or (advantages[~marked] != 0).any():
+        raise _bad(
+            f"Datum {index}: {RATIO_MASK} must mark the sampled tokens: at least one, and every "
+            "token that has an advantage.",
+            RATIO_MASK,
+        )
+    return marked.astype(np.float32)
 
 
 def _shifted(datum: Datum, index: int, name: str) -> Floats:

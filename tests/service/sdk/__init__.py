@@ -1,0 +1,1 @@
+"""The official SDKs, in environments of their own, against a server process."""
