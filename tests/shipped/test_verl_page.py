@@ -52,6 +52,7 @@ def test_what_needs_no_verl(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.verl
 @pytest.mark.timeout(400)
+@pytest.mark.xdist_group("ray")
 def test_what_starts_verl(
     folder: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -14,7 +14,7 @@ import pytest
 from astuner.backbone.spawned.files import FOLDER_VARIABLE, SpoolReader, gave_up
 from tests.backbone.verl.verl_world import OK, planned, play, prompt, write
 
-pytestmark = pytest.mark.verl
+pytestmark = [pytest.mark.verl, pytest.mark.xdist_group("ray")]
 verl_loop: Any = None
 HALF = 0.5**0.5
 """Of two rewards 1 and 0: half over the deviation."""

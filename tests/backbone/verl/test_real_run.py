@@ -28,6 +28,7 @@ from astuner.tracking import read_metrics
 pytestmark = [
     pytest.mark.verl,
     pytest.mark.timeout(500),
+    pytest.mark.xdist_group("ray"),
     pytest.mark.skipif(sys.platform != "linux", reason="verl runs on Linux"),
 ]
 SECONDS = 240.0

@@ -18,7 +18,7 @@ from astuner.engine.model_source import resolve_model
 from astuner.tracking import read_episodes
 from tests.tiny_run import TwoTurns, tiny_job
 
-pytestmark = [pytest.mark.verl, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.verl, pytest.mark.timeout(400), pytest.mark.xdist_group("ray")]
 PROBABILITY_GAP = "verl/training/rollout_probs_diff_max"
 
 
