@@ -6,6 +6,7 @@ closed when the context manager ends, in reverse order. No training in here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from astuner.algorithm import find_kl, find_loss
 from astuner.backbone.context import RunContext
 from astuner.chat import ChatCodec, load_codec
 from astuner.config.schema import AstunerConfig
+from astuner.config.targets import targets_of
 from astuner.engine.embedded.model import EmbeddedModel
 from astuner.engine.embedded.weights import LoraSpec
 from astuner.engine.model_source import resolve_model
 from astuner.engine.protocol import Engine
+from astuner.engine.team import Team
 from astuner.errors import DataError
 from astuner.loading import load_object
-from astuner.model_tuner import ProxyServer, SessionSampling, TunerServer
+from astuner.model_tuner import ProxyServer, SessionSampling, TunerServer, Upstream
 from astuner.task_judge import Judge, make_judge, wrap_judge
 from astuner.task_reader import TaskSplits, read_tasks
 from astuner.task_rollout import Rollout, RolloutSettings
@@ -134,7 +137,18 @@ def open_server(config: AstunerConfig, engine: Engine, codec: ChatCodec) -> Tune
         host=config.model_tuner.host,
         port=config.model_tuner.port,
         call_timeout=config.rollout.call_timeout,
+        engines=engine.players if isinstance(engine, Team) else None,
+        endpoints=upstreams(config),
     )
+
+
+def upstreams(config: AstunerConfig) -> dict[str, Upstream]:
+    """Target tag -> the endpoint that answers it."""
+    return {
+        tag: Upstream(e.base_url, e.model, os.environ.get(e.api_key_env, ""))
+        for tag, e in ((t.tag, t.endpoint) for t in targets_of(config).values())
+        if e is not None
+    }
 
 
 def runner_settings(config: AstunerConfig, *, in_caller_thread: bool = False) -> RunnerSettings:
@@ -146,6 +160,7 @@ def runner_settings(config: AstunerConfig, *, in_caller_thread: bool = False) ->
         max_total_tokens=data.max_prompt_length + data.max_response_length,
         max_calls_per_agent=rollout.multi_turn.max_steps,
         merge=config.context_tracker.merge,
+        named_targets={tag: t.kind == "own" for tag, t in targets_of(config).items()},
         in_caller_thread=in_caller_thread,
     )
 

@@ -23,6 +23,7 @@ from astuner.backbone.assembly import (
     open_codec,
     open_model,
     open_server,
+    upstreams,
     user_parts,
     workbench,
 )
@@ -111,6 +112,7 @@ def _relay(config: AstunerConfig) -> ProxyServer:
         host=config.model_tuner.host,
         port=config.model_tuner.port,
         call_timeout=config.rollout.call_timeout,
+        others=upstreams(config),
     )
 
 

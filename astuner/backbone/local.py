@@ -10,12 +10,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from astuner.backbone.assembly import open_model, user_parts
+from astuner.backbone.assembly import UserParts, open_model, user_parts
 from astuner.backbone.context import RunContext, RunResult
 from astuner.backbone.report import finish, is_whole_model
+from astuner.backbone.targets import check_targets, open_team
 from astuner.backbone.tuning import open_bench, open_display, tune, validation
 from astuner.config.schema import AstunerConfig
+from astuner.config.targets import needs_host
 from astuner.engine.embedded.model import EmbeddedModel
+from astuner.engine.team import Team
+from astuner.task_runner.workflow import declared_targets
 from astuner.tracking import RunDisplay
 from astuner.trainer import EvalResult
 
@@ -31,7 +35,7 @@ async def run(context: RunContext) -> RunResult:
         display.stage("loading workflow and tasks")
         parts = user_parts(context)
         display.stage(f"loading model {config.model.path}")
-        model = open_model(config)
+        model = await open_all(config, parts)
         stack.callback(model.close)
         result = await tune(stack, context, parts, model, display)
     return finish(context, result, model_dir=result.checkpoint, what="tuned adapter")
@@ -45,12 +49,32 @@ async def evaluate(context: RunContext, checkpoint: Path | None) -> EvalResult:
         display.stage("loading workflow and tasks")
         parts = user_parts(context)
         display.stage(f"loading model {config.model.path}")
-        model = await open_tuned(config, checkpoint)
+        model = await open_all(config, parts, checkpoint)
         stack.callback(model.close)
         bench = open_bench(stack, config, parts, model, display)
         validate = validation(config, parts, bench, display, store=lambda step, episodes: None)
         display.stage("eval")
         return await validate(0)
+
+
+async def open_all(
+    config: AstunerConfig, parts: UserParts, checkpoint: Path | None = None
+) -> EmbeddedModel | Team:
+    """Whatever the run trains and samples: one model, or a team of adapters over it, with the
+    weights of a checkpoint; the caller closes it. Raises ConfigError where configuration and
+    workflow contradict each other about targets, CheckpointError or ModelError."""
+    declared = declared_targets(parts.workflow)
+    check_targets(config, declared)
+    if not needs_host(config):
+        return await open_tuned(config, checkpoint)
+    team = await open_team(config, declared)
+    if checkpoint is not None:
+        try:
+            await team.load(checkpoint, optimizer=False)
+        except BaseException:
+            team.close()
+            raise
+    return team
 
 
 async def open_tuned(config: AstunerConfig, checkpoint: Path | None) -> EmbeddedModel:

@@ -13,8 +13,11 @@ from importlib import import_module
 from typing import Any
 
 from astuner.config.schema import AstunerConfig
+from astuner.config.targets import KEY, Target, targets_of
 
 EXPLAINS: Mapping[str, str] = {
+    "local": "astuner.backbone.translation:of_targets",
+    "debug": "astuner.backbone.translation:of_targets",
     "verl": "astuner.backbone.verl.translate:translation",
     "trinity": "astuner.backbone.trinity.translate:translation",
 }
@@ -37,3 +40,18 @@ def translation_of(config: AstunerConfig, backbone: str) -> Translation:
         return Translation()
     module, _, attribute = EXPLAINS[backbone].partition(":")
     return getattr(import_module(module), attribute)(config)
+
+
+def of_targets(config: AstunerConfig) -> Translation:
+    """What `model.targets` means to the backbones that read it; other keys are read as they
+    are."""
+    debug = config.backbone == "debug"
+
+    def told(target: Target) -> str:
+        return (
+            "the base, as nothing is trained here" if debug and not target.endpoint else str(target)
+        )
+
+    named = [f"{tag}: {told(target)}" for tag, target in targets_of(config).items()]
+    rest = "all other tags: the base" if debug else "all other tags: the shared adapter"
+    return Translation({KEY: "; ".join([*named, rest])} if named else {})

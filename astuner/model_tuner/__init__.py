@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from astuner.model_tuner.server import ProxyServer, TunerServer
     from astuner.model_tuner.session import Problem, Session, SessionSampling, SessionSpec
     from astuner.model_tuner.tuner import AnthropicEndpoint, ModelTuner, OpenAIEndpoint
+    from astuner.model_tuner.upstream import Upstream
 
 _HOME = {
     "AnthropicEndpoint": "tuner",
@@ -27,6 +28,7 @@ _HOME = {
     "SessionSampling": "session",
     "SessionSpec": "session",
     "TunerServer": "server",
+    "Upstream": "upstream",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "SessionSampling",
     "SessionSpec",
     "TunerServer",
+    "Upstream",
 ]
 
 

@@ -12,18 +12,22 @@ import os
 import socket
 import threading
 import time
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 from starlette.applications import Starlette
 
 from astuner.chat.protocol import ChatCodec
 from astuner.engine.protocol import Engine
-from astuner.errors import AstunerError, ConfigError
+from astuner.errors import AstunerError, ConfigError, RequestError
 from astuner.model_tuner.app import build_app
 from astuner.model_tuner.chat_completions import ChatCompletions
 from astuner.model_tuner.completions import Completions
+from astuner.model_tuner.dialects.counting import Count
+from astuner.model_tuner.relayed_chat import ByTarget, NoCompletions, relays
 from astuner.model_tuner.serving import Serving
-from astuner.model_tuner.session import Session, SessionBook, SessionSpec
+from astuner.model_tuner.session import AgentKey, Session, SessionBook, SessionSpec
+from astuner.model_tuner.upstream import Upstream
 
 START_SECONDS = 30.0
 KEEP_ALIVE_SECONDS = 120
@@ -97,12 +101,24 @@ class TunerServer(ProxyServer):
         host: str = "127.0.0.1",
         port: int = 0,
         call_timeout: float = 300.0,
+        engines: Mapping[str, Engine] | None = None,
+        endpoints: Mapping[str, Upstream] | None = None,
     ) -> None:
-        """`port` 0 takes a free one; `call_timeout` is in seconds."""
-        sessions = SessionBook()
-        serving = Serving(engine, codec, model_name, sessions, call_timeout)
-        chat = ChatCompletions(serving)
-        app = build_app(chat, Completions(serving), sessions, model_name, chat.count)
+        """`port` 0 takes a free one; `call_timeout` is in seconds. Calls of the target tags in
+        `engines` and `endpoints` are answered by those instead of `engine`; all engines have
+        its codec and its longest context."""
+        sessions, elsewhere = SessionBook(), endpoints or {}
+        serving = Serving(engine, codec, model_name, sessions, call_timeout, engines or {})
+        ours = ChatCompletions(serving)
+        app = build_app(
+            ByTarget(ours, relays(elsewhere, sessions, call_timeout), sessions),
+            ByTarget(
+                Completions(serving), dict.fromkeys(elsewhere, NoCompletions(sessions)), sessions
+            ),
+            sessions,
+            model_name,
+            _count(ours, elsewhere),
+        )
         super().__init__(
             app,
             sessions,
@@ -112,6 +128,20 @@ class TunerServer(ProxyServer):
             call_timeout=call_timeout,
             max_context=engine.max_context,
         )
+
+
+def _count(chat: ChatCompletions, elsewhere: Mapping[str, object]) -> Count:
+    def count(agent: AgentKey, data: dict[str, Any]) -> int:
+        if agent.target_tag in elsewhere:
+            raise RequestError(
+                f"Calls of target {agent.target_tag!r} go to an endpoint whose tokens cannot be "
+                "counted here.",
+                status=404,
+                code="not_found",
+            )
+        return chat.count(agent, data)
+
+    return count
 
 
 class _Listening:

@@ -1,4 +1,4 @@
-"""What the endpoints share: the engine, the codec, and how choices are sampled together.
+"""What the endpoints share: the engines, the codec, and how choices are sampled together.
 
 All choices of a request are drawn in parallel and recorded in one go, after the
 last of them is finished and before the client is told so: a call is recorded
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from astuner.chat.protocol import ChatCodec
@@ -30,21 +30,26 @@ class Serving:
     sessions: SessionBook
     call_timeout: float
     """Seconds the engine may take for one request."""
+    engines: Mapping[str, Engine] = field(default_factory=dict[str, Engine])
+    """Target tag -> who answers it, where that is not `engine`."""
 
     async def sample(self, replies: Sequence[Reply], on_growth: Growth | None = None) -> None:
         """Draw all of them. Raises EngineError, DeadlineExceeded; the others are then
         cancelled."""
+        engine = self.engines.get(replies[0].turn.agent.target_tag, self.engine)
         async with model_deadline(self.call_timeout):
             if len(replies) == 1:
-                await replies[0].sample(self.engine, on_growth)
+                await replies[0].sample(engine, on_growth)
             else:
-                await self._together(replies, on_growth)
+                await self._together(engine, replies, on_growth)
 
-    async def _together(self, replies: Sequence[Reply], on_growth: Growth | None) -> None:
+    async def _together(
+        self, engine: Engine, replies: Sequence[Reply], on_growth: Growth | None
+    ) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for reply in replies:
-                    group.create_task(reply.sample(self.engine, on_growth))
+                    group.create_task(reply.sample(engine, on_growth))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 

@@ -64,7 +64,7 @@ class Upstream:
         text = body.decode(errors="replace")[:1000]
         message = f"{self._url} answered {status}: {text}"
         if status in (401, 403):
-            hint = "Check debug.endpoint and the key in its api_key_env."
+            hint = "Check the endpoint's base_url, and the key in its api_key_env."
             return RequestError(f"{message}. {hint}", status=400, code="endpoint_refused_key")
         if status in (408, 409, 429) or status >= 500:
             return EngineError(message)
