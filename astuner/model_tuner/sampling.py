@@ -48,10 +48,11 @@ def max_tokens(asked: int | None, agent: AgentKey, prompt_tokens: int, max_conte
     first = spec.max_prompt_tokens
     if first is not None and agent.calls_recorded == 0 and prompt_tokens > first:
         raise _too_long(prompt_tokens, first, "data.max_prompt_length")
-    limits = [(max_context, "rollout.max_model_len")]
+    # Who only asks a served model knows no configuration, and cannot change it.
+    limits = [(max_context, "rollout.max_model_len" if spec.record else None)]
     if spec.max_total_tokens is not None:
         limits.append((spec.max_total_tokens, "data.max_prompt_length + max_response_length"))
-    limit, key = min(limits)
+    limit, key = min(limits, key=lambda known: known[0])
     if prompt_tokens >= limit:
         raise _too_long(prompt_tokens, limit, key)
     return min(asked or spec.sampling.max_tokens, spec.sampling.max_tokens, limit - prompt_tokens)
@@ -69,10 +70,13 @@ def params(draw: Draw, length: int, stop_token_ids: tuple[int, ...], top: int) -
     )
 
 
-def _too_long(prompt_tokens: int, limit: int, key: str) -> RequestError:
+def _too_long(prompt_tokens: int, limit: int, key: str | None) -> RequestError:
+    """`key` is the configuration's name for the limit; None where that is nobody's business."""
+    way_out = f" ({key}). Shorten the messages, or raise the limit." if key else (
+        ", the model's context. Shorten the messages."
+    )  # fmt: skip
     return RequestError(
-        f"The prompt has {prompt_tokens} tokens, but the limit is {limit} tokens ({key}). "
-        "Shorten the messages, or raise the limit.",
+        f"The prompt has {prompt_tokens} tokens, but the limit is {limit} tokens{way_out}",
         code="context_length_exceeded",
         param="messages",
     )

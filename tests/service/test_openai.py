@@ -116,6 +116,17 @@ async def test_requests_that_are_no_requests(tmp_path: Path) -> None:
         assert (await w.http.get("/v1/nothing", headers=headers)).status_code == 404
 
 
+async def test_a_prompt_that_fills_the_context_is_told_in_words_of_the_service(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, codec=LetterCodec()) as w:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client_of(w, "alice").completions.create(model=MODEL, prompt="a" * 64)
+        assert caught.value.code == "context_length_exceeded"
+        said = "The prompt has 64 tokens, but the limit is 64 tokens, the model's context."
+        assert said in caught.value.message and "rollout." not in caught.value.message
+
+
 async def test_chat_takes_turns_with_samples(tmp_path: Path) -> None:
     async with world(tmp_path, codec=LetterCodec(), max_running_samples=1) as w:
         alice = client_of(w, "alice")

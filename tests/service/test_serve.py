@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from tinker.proto import tinker_public_pb2 as pb
 
 from astuner.config.service import ServiceConfig, load_service_config
 from astuner.errors import ConfigError, MissingDependency
@@ -25,6 +28,7 @@ from astuner.service.tenants import Tenants
 from astuner.service.training import BaseModel
 from tests.service.server import Server, tiny_server
 from tests.service.unigram import UnigramHost
+from tests.service.world import sample_body
 
 
 def write(folder: Path, text: str) -> Path:
@@ -141,6 +145,7 @@ def test_stores_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 # ---------------------------------------------------------------- a process
 
 
+@pytest.mark.timeout(300)
 def test_serve_starts_says_how_to_connect_and_stops_when_told(
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:
@@ -157,6 +162,35 @@ def test_serve_starts_says_how_to_connect_and_stops_when_told(
         assert server.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.timeout(300)
+async def test_two_hundred_clients_over_sockets(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """All of them at once, each with a connection and a session of its own."""
+    with tiny_server(tiny_model_dir, tmp_path, "limits.max_sessions=200") as server:
+
+        async def client(number: int) -> int:
+            headers = {"X-API-Key": server.key}
+            async with httpx.AsyncClient(
+                base_url=f"{server.url}/api/v1", headers=headers, timeout=90
+            ) as http:
+
+                async def post(path: str, body: Any) -> Any:
+                    response = await http.post(path, json=body)
+                    assert response.status_code == 200, response.text
+                    return response
+
+                session = (await post("/create_session", {})).json()["session_id"]
+                wish = {"session_id": session, "sampling_session_seq_id": 0, "base_model": "tiny"}
+                made = (await post("/create_sampling_session", wish)).json()
+                sample = sample_body(made["sampling_session_id"], 1, max_tokens=3, stop=[])
+                future = (await post("/asample", sample)).json()
+                found = await post("/retrieve_future", {"request_id": future["request_id"]})
+                answer = pb.SampleResponse.FromString(found.content)
+                return len(answer.sequences[0].tokens) // 4
+
+        assert await asyncio.gather(*(client(n) for n in range(200))) == [3] * 200
+
+
+@pytest.mark.timeout(300)
 def test_one_data_folder_one_server(tmp_path: Path, tiny_model_dir: Path) -> None:
     with tiny_server(tiny_model_dir, tmp_path):
         second = Server(tiny_model_dir, tmp_path)

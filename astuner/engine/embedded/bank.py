@@ -32,6 +32,9 @@ from astuner.types import Sample
 
 T = TypeVar("T")
 BASE = ""
+"""Names the base model among weights."""
+SNAPSHOT = "snapshot-"
+"""Begins the name of every snapshot, and of no adapter."""
 
 
 @dataclass(eq=False)
@@ -120,6 +123,8 @@ class AdapterBank(LoadedModel):
     def create(self, name: str, spec: LoraSpec, seed: int) -> None:
         if name in self.trained:
             raise EngineError(f"There is an adapter {name!r} already; choose another name.")
+        if name == BASE or name.startswith(SNAPSHOT):
+            raise EngineError(f"{name!r} cannot name an adapter: snapshots are called like that.")
         adapter = self._layers.new(spec, seed)
         weights = Weights(
             LoraStates(self._layers, adapter, self._path),
@@ -197,7 +202,7 @@ class AdapterBank(LoadedModel):
 
     def _keep(self, adapter: Adapter, version: int) -> str:
         self._numbers += 1
-        name = f"snapshot-{self._numbers}"
+        name = f"{SNAPSHOT}{self._numbers}"
         self.snapshots[name] = _Snapshot(adapter, version)
         self.residency.use(self.snapshots[name])
         return name

@@ -265,6 +265,9 @@ async def test_names_that_are_not_there(host: EmbeddedHost, tmp_path: Path) -> N
     await host.create("a", LORA)
     with pytest.raises(EngineError, match="an adapter 'a' already"):
         await host.create("a", LORA)
+    for name in ("", "snapshot-1"):
+        with pytest.raises(EngineError, match="cannot name an adapter"):
+            await host.create(name, LORA)
     for verb in (
         host.forward("x", group()),
         host.forward_backward("x", group(), PG),
