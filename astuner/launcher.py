@@ -30,6 +30,8 @@ from astuner.errors import CheckpointError, ConfigError
 from astuner.task_reader import TaskSplits
 
 CONFIG_FILE = "config.yaml"
+TRAINING = ("local", "verl", "trinity")
+"""Backbones with checkpoints that are not those of another one."""
 SAME_SIGNAL_SECONDS = 0.5
 """Wrappers such as `timeout` signal a process and then its group: that is one wish, not two."""
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -148,8 +150,8 @@ def _resumable(folders: Sequence[Path], backbone: str) -> Path:
     newest = folders[-1]
     saved = (f for f in reversed(folders) if saved_step(f, backbone) is not None)
     chosen = next(saved, newest)
-    other = "local" if backbone == "verl" else "verl"
-    if saved_step(chosen, backbone) is None and saved_step(chosen, other) is not None:
+    other = next((name for name in TRAINING if saved_step(chosen, name) is not None), backbone)
+    if saved_step(chosen, backbone) is None and other != backbone:
         raise ConfigError(
             f"--resume: {chosen} was trained by the {other} backbone, and {backbone} cannot go "
             f"on from its checkpoints. Use --backbone {other}, or start without --resume."

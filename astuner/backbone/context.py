@@ -21,8 +21,9 @@ BACKBONES = {
     "local": "astuner.backbone.local:run",
     "debug": "astuner.backbone.debug:run",
     "verl": "astuner.backbone.verl.run:run",
+    "trinity": "astuner.backbone.trinity.run:run",
 }
-PLANNED = ("trinity",)
+PLANNED: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

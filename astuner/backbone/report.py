@@ -126,7 +126,7 @@ def checkpoint_of(path: Path) -> Path:
     A run of verl whose model is not merged yet is merged now. Raises CheckpointError when
     there are none.
     """
-    if is_whole_model(path / MODEL):
+    if is_whole_model(path / MODEL) or is_checkpoint(path / MODEL):
         return path / MODEL
     if (path / CHECKPOINTS).is_dir():
         latest = Checkpoints(path / CHECKPOINTS).latest()
@@ -162,13 +162,25 @@ def saved_step(run_dir: Path, backbone: str) -> int | None:
     if backbone == "verl":
         checkpoint = verl_checkpoint(run_dir)
         return None if checkpoint is None else int(checkpoint.name.rpartition("_")[2])
+    if backbone == "trinity":
+        checkpoint = trinity_checkpoint(run_dir)
+        return None if checkpoint is None else int(checkpoint.name.rpartition("_")[2])
     latest = Checkpoints(run_dir / CHECKPOINTS).latest()
     return None if latest is None else latest.state.step
 
 
 def verl_checkpoint(run_dir: Path) -> Path | None:
     """The newest checkpoint that verl finished, `checkpoints/global_step_N`."""
-    folder = run_dir / CHECKPOINTS
+    return _newest_step(run_dir / CHECKPOINTS)
+
+
+def trinity_checkpoint(run_dir: Path) -> Path | None:
+    """The newest that Trinity finished, `checkpoints/trinity/global_step_N`."""
+    return _newest_step(run_dir / CHECKPOINTS / "trinity")
+
+
+def _newest_step(folder: Path) -> Path | None:
+    """By the file that both keep beside the folders of their steps."""
     try:
         step = int((folder / VERL_LATEST).read_text())
     except (OSError, ValueError):

@@ -66,7 +66,6 @@ def test_a_typo_in_a_key_names_line_and_nearest_key(
 @pytest.mark.parametrize(
     ("overrides", "code", "said"),
     [
-        (["backbone=trinity"], 2, "not part of this version"),
         (["--backbone", "lokal"], 2, "local"),
         (["rollout.user_workflow=no.such.module->X"], 3, "no.such.module"),
         (["rollout.user_workflow=tests.tiny_run->NoSuch"], 3, "NoSuch"),

@@ -1,0 +1,221 @@
+"""What samples in a run with Trinity, as an Engine: tokens in, tokens out.
+
+Trinity's own model objects take messages, or fix the seed; so tokens go straight to what
+they stand on: to a Tinker service with the SDK, to vLLM's completions endpoint with token
+ids. Which weights are served is asked of Trinity's model before each call. Everything is
+awaited on the loop of Trinity's runner, whoever asks from whatever thread. A caller who
+leaves cancels the await. Whatever SDK, Ray or HTTP raise passes through: the proxy makes
+EngineErrors of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from astuner.engine.protocol import SamplingParams, TokenChunk
+from astuner.errors import ContextLengthError, EngineClosed, EngineError
+from astuner.types import FinishReason
+
+SAMPLERS = 2
+"""Clients that are kept: of the newest weights, and of those just before."""
+TRIES, SECONDS_BETWEEN = 20, 0.5
+_VERSION = re.compile(r"-sampler-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole completion."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    oldest: int
+    """Weights that may have sampled it."""
+    newest: int
+
+
+class Sampler(Protocol):
+    """Samples with the newest weights that Trinity has brought to the explorer."""
+
+    async def sample(self, prompt_ids: list[int], params: SamplingParams, limit: int) -> Answer: ...
+
+
+class TrinityEngine:
+    """An `Engine` over a sampler; usable from any thread and loop."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        max_context: int,
+        on_answer: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.max_context = max_context
+        self.version = 0
+        """The newest weights that were seen to answer."""
+        self.answers = 0
+        self._sampler = sampler
+        self._loop = loop
+        self._on_answer = on_answer
+
+    async def stream(
+        self, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncGenerator[TokenChunk, None]:
+        """See `Engine.stream`."""
+        room = self.max_context - len(prompt_ids)
+        if room < 1:
+            raise ContextLengthError(len(prompt_ids), self.max_context)
+        limit = min(params.max_tokens, room)
+        answer = await self._ask(list(prompt_ids), params, limit)
+        check(answer, limit)
+        self.version = max(self.version, answer.newest)
+        self.answers += 1
+        self._on_answer()
+        for chunk in chunks(answer, params, limit):
+            yield chunk
+
+    async def _ask(self, prompt: list[int], params: SamplingParams, limit: int) -> Answer:
+        asked = self._sampler.sample(prompt, params, limit)
+        try:
+            future = asyncio.run_coroutine_threadsafe(asked, self._loop)
+        except RuntimeError as error:
+            asked.close()
+            raise EngineClosed("Trinity's runner has ended.") from error
+        return await asyncio.wrap_future(future)
+
+
+def check(answer: Answer, limit: int) -> None:
+    """Raises EngineError for what cannot be trained on: no tokens, or no logprobs."""
+    count = len(answer.token_ids)
+    if not 0 < count <= limit or len(answer.logprobs) != count:
+        raise EngineError(
+            f"Trinity's model answered {count} tokens with {len(answer.logprobs)} logprobs; "
+            f"1 to {limit}, with a logprob each, were due."
+        )
+
+
+def chunks(answer: Answer, params: SamplingParams, limit: int) -> list[TokenChunk]:
+    """The whole answer. Where the weights may have changed meanwhile, the last token counts as
+    of the newest, all before as of the oldest."""
+    ids, logprobs = tuple(answer.token_ids), tuple(answer.logprobs)
+    top = tuple({i: p} for i, p in zip(ids, logprobs, strict=True)) if params.top_logprobs else ()
+    finish = finish_reason(ids, params, limit)
+    if answer.oldest == answer.newest or len(ids) < 2:
+        return [TokenChunk(ids, logprobs, answer.newest, finish, top)]
+    return [
+        TokenChunk(ids[:-1], logprobs[:-1], answer.oldest, None, top[:-1]),
+        TokenChunk(ids[-1:], logprobs[-1:], answer.newest, finish, top[-1:]),
+    ]
+
+
+def finish_reason(ids: Sequence[int], params: SamplingParams, limit: int) -> FinishReason:
+    return "length" if len(ids) >= limit and ids[-1] not in params.stop_token_ids else "stop"
+
+
+# ---------------------------------------------------------------- a Tinker service
+
+
+class ServiceSampler:
+    """Over the `tinker` SDK, with the sampler checkpoint that Trinity's model is at."""
+
+    def __init__(self, model: Any, client: Any) -> None:
+        """`model` is the Ray actor of Trinity's TinkerModel, `client` a ServiceClient."""
+        self._model = model
+        self._client = client
+        self._samplers: OrderedDict[str, Any] = OrderedDict()
+        self._opening = asyncio.Lock()
+
+    async def sample(self, prompt_ids: list[int], params: SamplingParams, limit: int) -> Answer:
+        path, client = await self._newest()
+        return await sampled(client, prompt_ids, params, limit, version_of(path))
+
+    async def _newest(self) -> tuple[str, Any]:
+        """Trinity's trainer deletes the checkpoint before the newest
+        (trainer/tinker/tinker_trainer.py:393): then its model is about to have another."""
+        from tinker import NotFoundError  # pyright: ignore[reportMissingImports]
+
+        path = ""
+        for _ in range(TRIES):
+            path = await self._model.get_model_path.remote()
+            try:
+                async with self._opening:
+                    return path, await self._sampler_of(path)
+            except NotFoundError:
+                await asyncio.sleep(SECONDS_BETWEEN)
+        raise EngineError(f"The service has no weights {path} any more, and Trinity no newer ones.")
+
+    async def _sampler_of(self, path: str) -> Any:
+        if path not in self._samplers:
+            where = {"model_path": path} if "://" in path else {"base_model": path}
+            self._samplers[path] = await self._client.create_sampling_client(**where)
+            while len(self._samplers) > SAMPLERS:
+                self._samplers.popitem(last=False)
+        return self._samplers[path]
+
+
+async def sampled(
+    client: Any, prompt_ids: list[int], params: SamplingParams, limit: int, version: int
+) -> Answer:
+    """One completion of a SamplingClient, of weights of this version."""
+    from tinker import types  # pyright: ignore[reportMissingImports]
+
+    response = await client.sample_async(
+        prompt=types.ModelInput.from_ints(prompt_ids),
+        num_samples=1,
+        sampling_params=types.SamplingParams(
+            max_tokens=limit,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k or -1,
+            stop=list(params.stop_token_ids) or None,
+            seed=params.seed,
+        ),
+    )
+    [sequence] = response.sequences
+    return Answer(list(sequence.tokens), list(sequence.logprobs or ()), version, version)
+
+
+def version_of(path: str) -> int:
+    """Of weights that Trinity's trainer has named (tinker_trainer.py:384); the base is 0."""
+    match = _VERSION.search(path)
+    return int(match[1]) if match else 0
+
+
+# ---------------------------------------------------------------- vLLM
+
+
+class VllmSampler:
+    """Over the completions endpoint of Trinity's vLLM server, which takes and returns ids."""
+
+    def __init__(self, model: Any, url: str, name: str, http: Any) -> None:
+        """`model` is the Ray actor of Trinity's vLLM model, `http` an httpx.AsyncClient."""
+        self._model = model
+        self._url = f"{url}/v1/completions"
+        self._name = name
+        self._http = http
+
+    async def sample(self, prompt_ids: list[int], params: SamplingParams, limit: int) -> Answer:
+        oldest = max(0, await self._model.get_model_version.remote())
+        response = await self._http.post(self._url, json=self._wire(prompt_ids, params, limit))
+        response.raise_for_status()
+        [choice] = response.json()["choices"]
+        newest = max(oldest, await self._model.get_model_version.remote())
+        return Answer(choice["token_ids"], choice["logprobs"]["token_logprobs"], oldest, newest)
+
+    def _wire(self, prompt_ids: list[int], params: SamplingParams, limit: int) -> dict[str, Any]:
+        return {
+            "model": self._name,
+            "prompt": prompt_ids,
+            "max_tokens": limit,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k or -1,
+            "stop_token_ids": list(params.stop_token_ids),
+            "logprobs": 0,
+            "return_token_ids": True,
+        }

@@ -1,0 +1,54 @@
+"""One group of episodes, or one validation task, for Trinity: rolled out, judged, handed on.
+
+The rows go back to Trinity, the episodes to the launcher. No Trinity in here: it is met in
+`workflow`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal
+
+from astuner.backbone.spawned.files import GroupRecord, spool_group
+from astuner.backbone.trinity.experience import Row, group_rows, validation_rows
+from astuner.backbone.trinity.opening import Desk
+from astuner.task_rollout import Place
+from astuner.trainer.batch import NO_VARIANCE, why_skipped, with_checked_rewards
+from astuner.types import Episode
+
+
+async def train_rows(desk: Desk, index: int, step: int, place: int) -> list[Row]:
+    """Of a training task, by its index; `step` and `place` are the explorer's, from 1 and 0.
+
+    A group from which nothing can be learnt gives a masked row. One without variance is
+    kept: its episodes count in the batch, as zeros. Raises UserCodeError or EngineError
+    when nothing in the run works.
+    """
+    task = desk.job.tasks.train[index]
+    group = with_checked_rewards(await desk.bench.rollout.group(task, Place(step, place)))
+    [reason] = why_skipped([group], desk.settings)
+    kept = reason in (None, NO_VARIANCE)
+    await _spool(desk, step, "train", group.group_id, group.episodes, kept)
+    return group_rows(group, desk.settings.estimator, kept=kept)
+
+
+async def validation_task_rows(desk: Desk, index: int, step: int) -> list[Row]:
+    """Of a validation task; `step` is the explorer's. Failed episodes are worth 0."""
+    task = desk.job.tasks.validation[index]
+    episodes = await desk.bench.rollout.validate(task, step, index)
+    await _spool(desk, step, "validation", episodes[0].group_id, episodes, True)
+    return validation_rows(episodes)
+
+
+async def _spool(
+    desk: Desk,
+    step: int,
+    split: Literal["train", "validation"],
+    group_id: str,
+    episodes: Sequence[Episode],
+    kept: bool,
+) -> None:
+    counters = desk.bench.rollout.take_counters()
+    record = GroupRecord(step, split, group_id, tuple(episodes), kept, counters)
+    await asyncio.to_thread(spool_group, desk.folder, record)
