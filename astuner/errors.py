@@ -11,6 +11,7 @@
     ├── EngineError            the engine could not answer
     │   ├── ContextLengthError the prompt leaves no room in the model's context
     │   └── EngineClosed       the engine was stopped while the call was waiting
+    ├── EnvError               an environment could not be made, or failed
     ├── RequestError           a client's request is wrong (a 4xx of the proxy)
     ├── DeadlineExceeded       something outside did not answer in time
     ├── BackboneError          the trainer that a backbone started has failed
@@ -93,6 +94,28 @@ class ContextLengthError(EngineError):
 
 class EngineClosed(EngineError):
     """The engine was stopped while a call was still waiting for it."""
+
+
+class EnvError(AstunerError):
+    """An environment could not be made, or failed. `cause` is what it is counted by:
+
+    unavailable (no connection, overloaded), timeout, crashed (its own code raised), gone (the
+    service no longer knows the instance), reply (nothing one could read), refused (the request
+    was wrong), misuse (a step before reset or after the end). `retriable` is false for the last
+    two: trying again would not help.
+    """
+
+    exit_code = 9
+
+    def __init__(self, message: str, *, cause: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.traceback = traceback
+        """Where the environment's own code raised, if it told."""
+
+    @property
+    def retriable(self) -> bool:
+        return self.cause not in ("refused", "misuse")
 
 
 class RequestError(AstunerError):

@@ -26,6 +26,7 @@ from typing import Any
 
 from astuner.backbone.context import BACKBONES, PLANNED, RunContext, RunResult
 from astuner.config.load import LoadedConfig, check_backbone, check_complete, dump_config
+from astuner.env import environment_service
 from astuner.errors import CheckpointError, ConfigError
 from astuner.task_reader import TaskSplits
 
@@ -66,11 +67,12 @@ def launch(
     context = RunContext(loaded, run_dir, workflow, judge, tasks, resume, stop)
     with kept_tidy(run_dir):
         dump_config(loaded.config, run_dir / CONFIG_FILE)
-        if name == "debug":
-            return in_calling_thread(lambda: run(context))
-        allow_open_files()
-        with stop_on_signals(stop):
-            return in_own_thread(lambda: run(context))
+        with environment_service(loaded.config):
+            if name == "debug":
+                return in_calling_thread(lambda: run(context))
+            allow_open_files()
+            with stop_on_signals(stop):
+                return in_own_thread(lambda: run(context))
 
 
 def backbone_function(name: str) -> Callable[[RunContext], Any]:

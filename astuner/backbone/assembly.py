@@ -22,6 +22,7 @@ from astuner.engine.embedded.weights import LoraSpec
 from astuner.engine.model_source import resolve_model
 from astuner.engine.protocol import Engine
 from astuner.engine.team import Team
+from astuner.env import open_environments
 from astuner.errors import DataError
 from astuner.loading import load_object
 from astuner.model_tuner import ProxyServer, SessionSampling, TunerServer, Upstream
@@ -123,7 +124,10 @@ def workbench(
         server.start()
         stack.callback(server.close)
         limits = runner_settings(config, in_caller_thread=in_caller_thread)
-        runner = EpisodeRunner(parts.workflow, parts.judge, server, limits)
+        environments = open_environments(config)
+        if environments is not None:
+            stack.callback(environments.close)
+        runner = EpisodeRunner(parts.workflow, parts.judge, server, limits, environments)
         stack.callback(runner.close)
         rollout = Rollout(runner, settings or rollout_settings(config), version, on_episode)
         yield Workbench(server, runner, rollout)

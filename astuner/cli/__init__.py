@@ -3,7 +3,8 @@
 Nothing heavy is imported until a command runs, so that `--help` answers at
 once. Exit codes: 0 done, 1 unexpected, 2 configuration, 3 the user's code or
 data, 4 a missing package, 5 the model, 6 the engine, 7 a checkpoint or a full disk,
-8 a distributed backbone's processes, 130 interrupted (what was finished is saved).
+8 a distributed backbone's processes, 9 an environment, 130 interrupted (what was finished is
+saved).
 """
 
 from __future__ import annotations
@@ -20,11 +21,25 @@ other commands:
   astuner eval --conf FILE [--adapter DIR]      score the held-out tasks, with or without an adapter
   astuner chat RUN_DIR                          talk to the model of a finished run
   astuner serve [--conf FILE | --model NAME]    a fine-tuning service that many share (Tinker API)
+  astuner env serve NAME [--port P]             an environment as an HTTP service
+  astuner env list                              the environments there are
   astuner doctor                                what this machine has and which backbones can run
 
 exit codes: 0 done, 2 configuration, 3 your workflow, judge or data, 4 missing package, 5 model,
-6 engine, 7 checkpoint or full disk, 8 a distributed backbone's processes, 130 interrupted (go on
-with --resume)
+6 engine, 7 checkpoint or full disk, 8 a distributed backbone's processes, 9 environment,
+130 interrupted (go on with --resume)
+"""
+
+SERVE_EPILOG = """\
+It listens on this machine only (host, port: 127.0.0.1, 8765), makes a key on its first start,
+keeps records and checkpoints in ./service-data, and prints how to connect. Ctrl-C stops it.
+
+  astuner serve --model smollm2-135m
+  astuner serve --model Qwen/Qwen2.5-0.5B-Instruct port=9000 data_dir=/srv/tuning
+  astuner serve --conf service.yaml             keys of several tenants, limits, Redis, telemetry
+
+docs/service.md is for who runs it, docs/service_users.md for its users, and
+docs/service_config.md has every key.
 """
 
 
@@ -113,11 +128,32 @@ def _serve(argv: Sequence[str]) -> int:
     return serve(args)
 
 
+def _env(argv: Sequence[str]) -> int:
+    parser = _parser("env", "The worlds that agents act in.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|list")
+    serve = commands.add_parser("serve", help="offer environments over HTTP")
+    serve.add_argument("names", nargs="+", metavar="NAME", help="as `astuner env list` shows them")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8080, help="default 8080; 0 takes a free one")
+    serve.add_argument("--max-instances", type=int, default=1024)
+    serve.add_argument("--create-timeout", type=float, default=60.0, metavar="SECONDS")
+    serve.add_argument("--step-timeout", type=float, default=60.0, metavar="SECONDS")
+    serve.add_argument(
+        "--with-parent", action="store_true", help="end when the standard input is closed"
+    )
+    commands.add_parser("list", help="show the environments there are")
+    args = parser.parse_args(argv)
+    from astuner.cli.environments import list_environments, serve_environments
+
+    return serve_environments(args) if args.command == "serve" else list_environments()
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "explain": _explain,
     "eval": _eval,
     "chat": _chat,
     "serve": _serve,
+    "env": _env,
     "doctor": _doctor,
 }
 

@@ -66,12 +66,14 @@ def evaluate(args: argparse.Namespace) -> int:
     from astuner.backbone.context import RunContext
     from astuner.backbone.local import evaluate as evaluate_local
     from astuner.backbone.report import checkpoint_of
+    from astuner.env import environment_service
     from astuner.launcher import in_own_thread
 
     adapter = checkpoint_of(Path(args.adapter)) if args.adapter else None
     check_complete(loaded)
     context = RunContext(loaded, Path(loaded.config.experiment_dir))
-    result = in_own_thread(lambda: evaluate_local(context, adapter))
+    with environment_service(loaded.config):
+        result = in_own_thread(lambda: evaluate_local(context, adapter))
     which = str(adapter) if adapter else f"{loaded.config.model.path} without an adapter"
     if not result.num:
         raise DataError("There are no validation tasks to score. See `astuner.task_reader`.")

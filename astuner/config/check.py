@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from astuner.config.environment import environment_problems
 from astuner.config.keys import full, get, nearest_choice
 from astuner.config.schema import BACKBONES, AstunerConfig
 from astuner.config.targets import target_problems
@@ -27,6 +28,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
         "jsonl_dataset_file",
         "huggingface_dat_repo",
         "reasoning_gym",
+        "environment",
+        "env_service",
         "random_dummy",
     ),
     "task_judge.judge_type": (
@@ -67,6 +70,8 @@ _AT_LEAST_ONE = [
     "rollout.n_gpus_per_node",
     "task_reader.reasoning_gym.size",
     "task_reader.random_dummy.size",
+    "task_reader.environment.size",
+    "env.max_instances",
     "debug.debug_first_n_tasks",
     "debug.debug_max_parallel",
     "debug.num_repeat",
@@ -89,6 +94,7 @@ _NOT_NEGATIVE = [
     "rollout.val_kwargs.max_tasks",
     "task_reader.reasoning_gym.validation_size",
     "task_reader.random_dummy.validation_size",
+    "task_reader.environment.validation_size",
     "task_reader.max_train_tasks",
     "task_judge.llm.max_retries",
     "trainer_common.total_steps",
@@ -110,6 +116,10 @@ _ABOVE_ZERO = [
     "task_judge.llm.timeout",
     "trainer_common.optim.lr",
     "trainer_common.stall_timeout",
+    "env.create_timeout",
+    "env.step_timeout",
+    "env.start_timeout",
+    "env.lease",
 ]
 
 Test = Callable[[Any], bool]
@@ -145,7 +155,7 @@ _RANGES: Mapping[str, tuple[Test, str]] = {
 
 def value_problems(config: AstunerConfig) -> Iterator[Problem]:
     """Everything that is wrong with the values themselves."""
-    for rule in (_ranges, _choices, _sampling, _regex, target_problems):
+    for rule in (_ranges, _choices, _sampling, _regex, target_problems, environment_problems):
         yield from rule(config)
 
 

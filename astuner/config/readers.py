@@ -19,6 +19,8 @@ _SELECTED: Mapping[str, tuple[str, object]] = {
     "task_reader.jsonl_dataset_file": ("task_reader.type", "jsonl_dataset_file"),
     "task_reader.huggingface_dat_repo": ("task_reader.type", "huggingface_dat_repo"),
     "task_reader.reasoning_gym": ("task_reader.type", "reasoning_gym"),
+    "task_reader.environment": ("task_reader.type", "environment"),
+    "task_reader.env_service": ("task_reader.type", "env_service"),
     "task_reader.random_dummy": ("task_reader.type", "random_dummy"),
     "task_judge.judge_protocol": ("task_judge.judge_type", "customized_protocol"),
     "task_judge.regex": ("task_judge.judge_type", "regex"),

@@ -219,6 +219,30 @@ class RandomDummyConfig:
 
 
 @dataclass
+class EnvironmentTasksConfig:
+    """With `type: environment`: the tasks of a world that makes them up from a seed."""
+
+    size: int = 256
+    """Training tasks: "train-0", "train-1", ...; the environment gets a seed made from the name."""
+    validation_size: int = 32
+    """Held-out tasks: "validation-0", ..."""
+
+
+@dataclass
+class EnvServiceConfig:
+    """With `type: env_service`: the task ids that an environment service lists."""
+
+    env_url: str = ""
+    """The service; empty takes `env.url`, or the one that `env.service` starts."""
+    env_type: str = ""
+    """What the service calls the environment; empty takes `env.type`, or `env.service`."""
+    training_split: str = "train"
+    """The service's name of the training tasks."""
+    validation_split: str = "val"
+    """Where the service has none, `task_reader.validation_fraction` is held out."""
+
+
+@dataclass
 class FieldMapping:
     """Which fields of a row mean what. All others go to `Task.metadata`."""
 
@@ -240,10 +264,13 @@ class TaskReaderConfig:
     """Where the tasks come from."""
 
     type: str = "jsonl_dataset_file"
-    """jsonl_dataset_file, huggingface_dat_repo, reasoning_gym or random_dummy."""
+    """jsonl_dataset_file, huggingface_dat_repo, reasoning_gym, environment, env_service or
+    random_dummy."""
     jsonl_dataset_file: JsonlConfig = field(default_factory=JsonlConfig)
     huggingface_dat_repo: HuggingfaceConfig = field(default_factory=HuggingfaceConfig)
     reasoning_gym: ReasoningGymConfig = field(default_factory=ReasoningGymConfig)
+    environment: EnvironmentTasksConfig = field(default_factory=EnvironmentTasksConfig)
+    env_service: EnvServiceConfig = field(default_factory=EnvServiceConfig)
     random_dummy: RandomDummyConfig = field(default_factory=RandomDummyConfig)
     fields: FieldMapping = field(default_factory=FieldMapping)
     """Which fields of a row mean what. All others go to `Task.metadata`."""
@@ -311,6 +338,35 @@ class ContextTrackerConfig:
     merge: str = "prefix"
     """"prefix" merges calls that share their history into one sample; "none" makes every
     call a sample of its own (slower; for comparison)."""
+
+
+@dataclass
+class EnvConfig:
+    """The environment that tasks are played in, as `workflow_task.gym_env`. With `type`, `service`
+    or `url` set, every episode gets an instance of its own, which is released after it."""
+
+    type: str = ""
+    """Which environment: a folder of envs/ such as "toy_text", an id of gymnasium.make such as
+    "FrozenLake-v1", "package.module->Class", or what the service calls it. A task's own `env_type`
+    wins over it."""
+    service: str = ""
+    """An environment (as in `env.type`) that is started as a service of its own for this run, and
+    stopped with it. Empty runs `env.type` inside the run's process."""
+    url: str = ""
+    """An environment service that runs already, e.g. "http://10.0.0.1:8080"."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """Given to every instance, e.g. {map_name: 4x4, is_slippery: false}; `metadata["env_params"]`
+    of a task win over them. All episodes of a task get the same "seed" unless it is set here."""
+    max_instances: int = 128
+    """Instances at once; episodes beyond it wait."""
+    create_timeout: float = 60.0
+    """Seconds the environment may take to make or reset an instance."""
+    step_timeout: float = 60.0
+    """Seconds it may take for one step or score."""
+    start_timeout: float = 120.0
+    """With `env.service`: seconds until it must be ready."""
+    lease: float = 60.0
+    """Seconds without a sign of life from this run after which a service frees its instances."""
 
 
 @dataclass
@@ -472,6 +528,7 @@ class AstunerConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     task_reader: TaskReaderConfig = field(default_factory=TaskReaderConfig)
     task_judge: TaskJudgeConfig = field(default_factory=TaskJudgeConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
     context_tracker: ContextTrackerConfig = field(default_factory=ContextTrackerConfig)
     model_tuner: ModelTunerConfig = field(default_factory=ModelTunerConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)

@@ -32,6 +32,8 @@ READERS: dict[str, str] = {
     "jsonl_dataset_file": "astuner.task_reader.jsonl:read",
     "huggingface_dat_repo": "astuner.task_reader.huggingface:read",
     "reasoning_gym": "astuner.task_reader.gym:read",
+    "environment": "astuner.task_reader.environment:read",
+    "env_service": "astuner.task_reader.env_service:read",
     "random_dummy": "astuner.task_reader.dummy:read",
 }
 

@@ -175,7 +175,8 @@ class Rollout:
         """What was counted since the last call, that the episodes themselves do not tell."""
         taken = dict[str, float](self.counters)
         self.counters.clear()
-        taken |= {f"proxy/{name}": count for name, count in (+self.runner.counters).items()}
+        for name, count in (+self.runner.counters).items():
+            taken[name if "/" in name else f"proxy/{name}"] = count
         self.runner.counters.clear()
         if left_behind := self.runner.threads_left_behind:
             taken["rollout/threads_left_behind"] = left_behind

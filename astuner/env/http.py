@@ -1,0 +1,163 @@
+"""An EnvClient over HTTP, for the env service that AgentScope Tuner users run.
+
+Speaks `/create /step /evaluate /get_info /release /get_env_profile`, and `/reset` and
+`/heartbeat` where the service has them (ours); elsewhere a reset makes the instance anew and
+no heartbeat is sent. Every request has a deadline. It never repeats a request: whether a
+lost step was taken cannot be known, so the episode is tried again instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from astuner.env.protocol import Action, Start, StepResult, finite_score
+from astuner.env.served_class import as_message
+from astuner.env.wire import read_error, read_start, read_step
+from astuner.errors import EnvError
+
+MAX_CONNECTIONS = 256
+
+
+class HttpEnvs:
+    """Instances in a service. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        create_timeout: float = 60.0,
+        step_timeout: float = 60.0,
+        lease: float = 60.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """`lease`: a service that knows leases frees an instance after so many seconds without
+        any request or heartbeat for it."""
+        self._url = url.rstrip("/")
+        self._create_timeout = create_timeout
+        self._step_timeout = step_timeout
+        self._lease = lease
+        self._beats = True
+        """Whether the service is not known to have no heartbeat."""
+        self._made: dict[str, tuple[str, str, dict[str, Any]]] = {}
+        self._http = httpx.AsyncClient(
+            transport=transport, limits=httpx.Limits(max_connections=MAX_CONNECTIONS)
+        )
+
+    async def create(
+        self, env_type: str, task_id: str, instance_id: str, params: Mapping[str, Any]
+    ) -> Start:
+        """Make an instance. Raises EnvError."""
+        self._made[instance_id] = (env_type, task_id, dict(params))
+        data = await self._post(
+            "create",
+            self._create_timeout,
+            env_type=env_type,
+            task_id=task_id,
+            instance_id=instance_id,
+            params=dict(params),
+            lease=self._lease,
+        )
+        return read_start(data)
+
+    async def reset(self, instance_id: str, seed: int | None) -> Start:
+        """A new episode in the same instance, or in one of the same name."""
+        params = {} if seed is None else {"seed": seed}
+        try:
+            return read_start(
+                await self._post(
+                    "reset", self._create_timeout, instance_id=instance_id, params=params
+                )
+            )
+        except _NoSuchPath:
+            env_type, task_id, given = self._made[instance_id]
+            await self.release(instance_id)
+            return await self.create(env_type, task_id, instance_id, {**given, **params})
+
+    async def step(self, instance_id: str, action: Action) -> StepResult:
+        data = await self._post(
+            "step", self._step_timeout, instance_id=instance_id, messages=as_message(action)
+        )
+        return read_step(data)
+
+    async def evaluate(self, instance_id: str, params: Mapping[str, Any]) -> float:
+        data = await self._post(
+            "evaluate", self._step_timeout, instance_id=instance_id, params=dict(params)
+        )
+        return finite_score(data, "score")
+
+    async def info(self, instance_id: str, params: Mapping[str, Any]) -> Any:
+        return await self._post(
+            "get_info", self._step_timeout, instance_id=instance_id, params=dict(params)
+        )
+
+    async def release(self, instance_id: str) -> None:
+        self._made.pop(instance_id, None)
+        try:
+            await self._post("release", self._step_timeout, instance_id=instance_id)
+        except EnvError as error:
+            if error.cause != "gone":
+                raise
+
+    async def task_ids(self, env_type: str, split: str) -> list[str]:
+        data = await self._post(
+            "get_env_profile", self._create_timeout, env_type=env_type, params={"split": split}
+        )
+        return [str(task_id) for task_id in data or []]
+
+    async def keep_alive(self, instance_ids: Sequence[str]) -> None:
+        if self._beats:
+            try:
+                await self._post("heartbeat", self._step_timeout, instance_ids=list(instance_ids))
+            except _NoSuchPath:
+                self._beats = False
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _post(self, path: str, timeout: float, **body: Any) -> Any:
+        """The `data` of the answer. The deadline is for the whole exchange."""
+        payload = {"messages": {}, "params": {}, **body}
+        url = f"{self._url}/{path}"
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await self._http.post(url, json=payload, timeout=None)
+        except TimeoutError:
+            raise EnvError(
+                f"The environment service did not answer {url} within {timeout:g} s.",
+                cause="timeout",
+            ) from None
+        except httpx.HTTPError as error:
+            raise EnvError(
+                f"No answer from the environment service at {url} "
+                f"({type(error).__name__}: {error}). Is it running?",
+                cause="unavailable",
+            ) from None
+        if reply.status_code in (404, 405) and "instance" not in reply.text.lower():
+            raise _NoSuchPath(f"The environment service has no {url}.", cause="refused")
+        if reply.status_code != 200:
+            raise read_error(reply.status_code, reply.text)
+        return _data(reply, path)
+
+
+class _NoSuchPath(EnvError):
+    """The service does not have this part of the API."""
+
+
+def _data(reply: httpx.Response, path: str) -> Any:
+    try:
+        body: Any = reply.json()
+    except ValueError:
+        raise EnvError(
+            f"The environment service answered {path} with something that is not JSON: "
+            f"{reply.text[:200]!r}",
+            cause="reply",
+        ) from None
+    if not isinstance(body, dict) or not body.get("success", path == "release"):  # pyright: ignore
+        if path == "release":
+            return None  # it had been released before
+        raise EnvError(f"The environment service answered {path}: {body!r:.300}", cause="crashed")
+    return body.get("data")  # pyright: ignore

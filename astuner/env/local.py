@@ -1,0 +1,209 @@
+"""Environments in this process: an EnvClient over `TextEnv`s, each in a thread of its own.
+
+This module is the named boundary for an environment's code: whatever it raises becomes an
+EnvError with its traceback, and one that does not answer in time is given up with its
+thread. Gymnasium's rules are kept: a step before reset or after the end is an error. The
+same object stands behind the HTTP server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from astuner.env.protocol import Action, EnvMaker, Start, StepResult, TextEnv, finite_score
+from astuner.env.worker import Worker
+from astuner.errors import AstunerError, EnvError
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+CLOSE_TIMEOUT = 5.0
+"""Seconds an environment gets to close; then its thread is left behind."""
+
+
+@dataclass(slots=True)
+class _Instance:
+    env_type: str
+    worker: Worker
+    env: TextEnv | None = None
+    total: float = 0.0
+    """The sum of the rewards since the last reset."""
+    done: bool = False
+
+
+class LocalEnvs:
+    """Instances in this process. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        find: Callable[[str], EnvMaker],
+        *,
+        create_timeout: float = 60.0,
+        step_timeout: float = 60.0,
+    ) -> None:
+        """`find` gives an environment's maker by its name, or raises an AstunerError."""
+        self._find = find
+        self._create_timeout = create_timeout
+        self._step_timeout = step_timeout
+        self._instances: dict[str, _Instance] = {}
+
+    @property
+    def instances(self) -> Mapping[str, str]:
+        """Instance id -> environment, of all that exist."""
+        return {name: instance.env_type for name, instance in self._instances.items()}
+
+    async def create(
+        self, env_type: str, task_id: str, instance_id: str, params: Mapping[str, Any]
+    ) -> Start:
+        """Make an instance and reset it, with `params["seed"]` if there is one."""
+        if instance_id in self._instances:
+            raise EnvError(f"There is an instance {instance_id} already.", cause="refused")
+        maker = self._find(env_type)
+        instance = _Instance(env_type, Worker(f"environment {instance_id}"))
+        self._instances[instance_id] = instance
+
+        def work() -> Start:
+            instance.env = maker(task_id, dict(params))
+            return _started(instance.env.reset(seed=params.get("seed")))
+
+        try:
+            return await self._do(instance_id, "create", work, self._create_timeout)
+        except BaseException:
+            await self.release(instance_id)
+            raise
+
+    async def reset(self, instance_id: str, seed: int | None) -> Start:
+        instance = self._instance(instance_id)
+        start = await self._do(
+            instance_id, "reset", lambda: _started(_env(instance).reset(seed=seed))
+        )
+        instance.total, instance.done = 0.0, False
+        return start
+
+    async def step(self, instance_id: str, action: Action) -> StepResult:
+        instance = self._instance(instance_id)
+        if instance.done:
+            raise EnvError(
+                "The environment's episode has ended: reset it before the next step.",
+                cause="misuse",
+            )
+        result = await self._do(instance_id, "step", lambda: _stepped(_env(instance).step(action)))
+        instance.total += result.reward
+        instance.done = result.done
+        return result
+
+    async def evaluate(self, instance_id: str, params: Mapping[str, Any]) -> float:
+        instance = self._instance(instance_id)
+        own = getattr(instance.env, "evaluate", None)
+        if own is None:
+            return instance.total
+        return await self._do(instance_id, "evaluate", lambda: finite_score(own(), "score"))
+
+    async def info(self, instance_id: str, params: Mapping[str, Any]) -> Any:
+        own = getattr(self._instance(instance_id).env, "get_info", None)
+        return None if own is None else await self._do(instance_id, "get_info", own)
+
+    async def release(self, instance_id: str) -> None:
+        """Its thread closes it after what it is doing; that is not waited for very long."""
+        instance = self._instances.pop(instance_id, None)
+        if instance is not None:
+            closing = asyncio.wrap_future(instance.worker.submit(lambda: _close(instance)))
+            instance.worker.close()
+            done, _ = await asyncio.wait({closing}, timeout=min(CLOSE_TIMEOUT, self._step_timeout))
+            if not done:
+                log.warning("Environment instance %s still closes; left behind.", instance_id)
+
+    async def task_ids(self, env_type: str, split: str) -> list[str]:
+        own = getattr(self._find(env_type), "task_ids", None)
+        if own is None:
+            return []
+        worker = Worker(f"tasks of {env_type}")
+        try:
+            ids = await _within(worker.submit(lambda: own(split)), self._create_timeout, "task_ids")
+        finally:
+            worker.close()
+        return [str(task_id) for task_id in ids]
+
+    async def keep_alive(self, instance_ids: Sequence[str]) -> None:
+        """They live as long as this object."""
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(self.release(name) for name in tuple(self._instances)))
+
+    def _instance(self, instance_id: str) -> _Instance:
+        if instance_id not in self._instances:
+            raise EnvError(f"Instance {instance_id} not found!", cause="gone")
+        return self._instances[instance_id]
+
+    async def _do(
+        self, instance_id: str, what: str, work: Callable[[], T], timeout: float | None = None
+    ) -> T:
+        worker = self._instances[instance_id].worker
+        return await _within(worker.submit(work), timeout or self._step_timeout, what)
+
+
+async def _within(future: Any, timeout: float, what: str) -> Any:
+    """The boundary: what the environment's code raises, or that it does not answer."""
+    waiter = asyncio.wrap_future(future)
+    try:
+        done, _ = await asyncio.wait({waiter}, timeout=timeout)
+        if done:
+            return waiter.result()
+        raise EnvError(f"The environment's {what} took longer than {timeout:g} s.", cause="timeout")
+    except asyncio.CancelledError:
+        raise
+    except AstunerError:
+        raise
+    except BaseException as error:
+        raise EnvError(
+            f"The environment's {what} raised {type(error).__name__}: {error}",
+            cause="crashed",
+            traceback="".join(traceback.format_exception(error)),
+        ) from None
+    finally:
+        waiter.cancel()
+
+
+def _env(instance: _Instance) -> TextEnv:
+    if instance.env is None:
+        raise EnvError("The environment was never made.", cause="gone")
+    return instance.env
+
+
+def _started(reply: object) -> Start:
+    match reply:
+        case (observation, dict() as info):
+            return Start(observation, dict(info))  # pyright: ignore[reportUnknownArgumentType]
+        case _:
+            raise TypeError(f"reset() must return (observation, info), but gave {reply!r:.200}")
+
+
+def _stepped(reply: object) -> StepResult:
+    match reply:
+        case (observation, reward, terminated, truncated, dict() as info):
+            return StepResult(
+                observation,
+                finite_score(reward, "reward"),
+                bool(terminated),
+                bool(truncated),
+                dict(info),  # pyright: ignore[reportUnknownArgumentType]
+            )
+        case _:
+            raise TypeError(
+                "step() must return (observation, reward, terminated, truncated, info), but gave "
+                f"{reply!r:.200}"
+            )
+
+
+def _close(instance: _Instance) -> None:
+    """The boundary once more: one that cannot even close is told, and forgotten."""
+    close = getattr(instance.env, "close", None)
+    try:
+        if close is not None:
+            close()
+    except Exception as error:
+        log.warning("An environment %r raised while closing: %r", instance.env_type, error)

@@ -1,0 +1,69 @@
+"""An environment class of an AgentScope Tuner env service, as a TextEnv.
+
+Such a class has `__init__(task_id, instance_id, params)`, `get_init_state(params)`,
+`step(action, params)`, `evaluate(messages, params)`, `get_info(messages, params)`, `close()`
+and `get_query_list(split)`; states are chat messages. It knows no reset: a new instance is
+made instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import uuid4
+
+from astuner.env.protocol import Action, Info, Observation, action_text
+
+
+def as_message(action: Action) -> dict[str, Any]:
+    """An action as the chat message that such services expect."""
+    if isinstance(action, Mapping) and "content" in action:
+        return {"role": "assistant", **action, "content": action_text(action)}  # pyright: ignore
+    return {"role": "assistant", "content": action_text(action)}
+
+
+def observation_of(state: Any) -> Observation:
+    """A service's `state` - a message or several, or text - as an observation: plain text
+    where it is one message of plain text."""
+    messages = [state] if isinstance(state, Mapping) else state
+    if isinstance(messages, list) and len(messages) == 1:  # pyright: ignore
+        content = messages[0].get("content", messages[0].get("error"))  # pyright: ignore
+        return content if isinstance(content, str) else messages  # pyright: ignore
+    return messages if isinstance(messages, list) else str(messages)  # pyright: ignore
+
+
+class ServedClass:
+    """One instance of such a class."""
+
+    def __init__(self, cls: Callable[..., Any], task_id: str, params: dict[str, Any]) -> None:
+        self._cls = cls
+        self._task_id = task_id
+        self._params = params
+        self._env: Any = None
+
+    def reset(self, *, seed: int | None = None) -> tuple[Observation, Info]:
+        self.close()
+        if seed is not None:
+            self._params["seed"] = seed
+        self._env = self._cls(self._task_id, f"instance-{uuid4().hex[:8]}", self._params)
+        started = self._env.get_init_state(self._params)
+        return observation_of(started["state"]), dict(started.get("info") or {})
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
+        reply = self._env.step(as_message(action), self._params)
+        info = dict(reply.get("info") or {})
+        truncated = bool(info.get("truncated", False))
+        ended = bool(reply.get("is_terminated", False))
+        reward = float(reply.get("reward") or 0.0)
+        return observation_of(reply["state"]), reward, ended and not truncated, truncated, info
+
+    def evaluate(self) -> float:
+        return float(self._env.evaluate({}, self._params))
+
+    def get_info(self) -> Any:
+        return self._env.get_info({}, self._params)
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None

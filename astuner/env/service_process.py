@@ -1,0 +1,124 @@
+"""An environment service as a child process, owned by its pid.
+
+The child is `python -m astuner env serve ... --port 0 --with-parent`: it says where it listens
+in its first line and ends when its standard input closes, so also when this process is
+killed. It has a process group of its own, which is ended with it (browsers, for one).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import IO, Any
+
+from astuner.errors import EnvError
+
+STOP_SECONDS = 5.0
+LAST_LINES = 15
+
+
+class ServiceProcess:
+    """Runs from `__enter__`, which raises EnvError when it does not start, to `__exit__`."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        start_timeout: float = 120.0,
+        create_timeout: float = 60.0,
+        step_timeout: float = 60.0,
+    ) -> None:
+        self.url = ""
+        self._names = list(names)
+        self._start_timeout = start_timeout
+        self._limits = ["--create-timeout", f"{create_timeout:g}"]
+        self._limits += ["--step-timeout", f"{step_timeout:g}"]
+        self._process: subprocess.Popen[str] | None = None
+        self._log: IO[str] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def __enter__(self) -> ServiceProcess:
+        command = [sys.executable, "-m", "astuner.cli", "env", "serve", *self._names]
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._process = subprocess.Popen(
+            [*command, "--port", "0", "--with-parent", *self._limits],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            self.url = self._first_line(self._process)
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def _first_line(self, process: subprocess.Popen[str]) -> str:
+        told: list[str] = []
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:  # to its end, so that the child never blocks on it
+                if line.startswith("{"):
+                    told.append(line)
+
+        threading.Thread(target=read, name="environment service", daemon=True).start()
+        ends = time.monotonic() + self._start_timeout
+        while not told and process.poll() is None and time.monotonic() < ends:
+            time.sleep(0.02)
+        if told:
+            said: dict[str, Any] = json.loads(told[0])
+            return str(said["url"])
+        how = (
+            f"was not ready within env.start_timeout = {self._start_timeout:g} s"
+            if process.poll() is None
+            else f"ended with exit code {process.returncode}"
+        )
+        raise EnvError(
+            f"The environment service {' '.join(self._names)!r} {how}. Its last lines:\n"
+            f"{self._last_lines()}",
+            cause="unavailable",
+        )
+
+    def _last_lines(self) -> str:
+        assert self._log is not None
+        self._log.seek(0)
+        return "\n".join(self._log.read().splitlines()[-LAST_LINES:])
+
+    def _stop(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        with suppress(OSError):
+            assert process.stdin is not None
+            process.stdin.close()  # the polite way: it releases its instances and ends
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its own group, which we made
+        process.wait()
+        if self._log is not None:
+            self._log.close()
+        self._process = None

@@ -1,0 +1,127 @@
+"""Small worlds for tests: one that counts, and one for each kind of trouble."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, ClassVar
+
+LIMIT = 20.0
+"""Seconds that no test's wait may exceed."""
+
+
+class Counting:
+    """Say "up" `goal` times; other words change nothing. Reward 1 at the goal."""
+
+    open_now: ClassVar[set[int]] = set()
+    """Every instance that was made and not closed."""
+    lock = threading.Lock()
+
+    def __init__(self, task_id: str, params: dict[str, Any]) -> None:
+        self.task_id, self.params = task_id, params
+        self.goal, self.at = int(params.get("goal", 2)), 0
+        self.thread = threading.get_ident()
+        with self.lock:
+            self.open_now.add(id(self))
+
+    @staticmethod
+    def task_ids(split: str) -> list[str]:
+        return [f"{split}-{i}" for i in range(3)]
+
+    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+        self.at = 0
+        return f"{self.task_id}: at 0 of {self.goal}, seed {seed}", {"goal": self.goal}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert threading.get_ident() == self.thread, "every call comes from one thread"
+        self.at += action == "up"
+        done = self.at >= self.goal
+        return f"at {self.at}", float(done), done, False, {"said": action}
+
+    def close(self) -> None:
+        with self.lock:
+            self.open_now.discard(id(self))
+
+
+class Scored(Counting):
+    def evaluate(self) -> float:
+        return 0.25 * self.at
+
+
+class Broken(Counting):
+    """Raises in its second step."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.at == 1:
+            raise ZeroDivisionError("the floor gave way")
+        return super().step(action)
+
+
+class NeverMade(Counting):
+    def __init__(self, task_id: str, params: dict[str, Any]) -> None:
+        raise OSError("no display")
+
+
+class Silent(Counting):
+    """Does not answer a step, until told to."""
+
+    answer = threading.Event()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.answer.wait(LIMIT)
+        return super().step(action)
+
+
+class SlowToMake(Counting):
+    def __init__(self, task_id: str, params: dict[str, Any]) -> None:
+        time.sleep(float(params.get("sleep", 0.3)))
+        super().__init__(task_id, params)
+
+
+class Odd(Counting):
+    """Returns what its parameter says."""
+
+    def step(self, action: Any) -> Any:
+        return eval(self.params["reply"])  # a literal of the test
+
+
+class Served:
+    """A class as AgentScope Tuner's env services have them."""
+
+    made: ClassVar[list[str]] = []
+
+    def __init__(self, task_id: str, instance_id: str, params: dict[str, Any]) -> None:
+        self.task_id, self.turns = task_id, 0
+        self.made.append(instance_id)
+
+    @staticmethod
+    def get_query_list(split: str = "train", params: Any = None) -> list[str]:
+        return [f"{split}_a", f"{split}_b"]
+
+    def get_init_state(self, params: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "state": [
+                {"role": "system", "content": "You are in a room."},
+                {"role": "user", "content": f"Task {self.task_id}."},
+            ],
+            "info": {"task_id": self.task_id},
+        }
+
+    def step(self, action: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+        self.turns += 1
+        assert action["role"] == "assistant"
+        return {
+            "state": [{"role": "user", "content": f"{self.turns}: {action['content']}"}],
+            "reward": 0,
+            "is_terminated": self.turns == 2,
+            "info": {},
+        }
+
+    def evaluate(self, messages: Any, params: Any) -> float:
+        return 0.5 * self.turns
+
+    def get_info(self, messages: Any, params: Any) -> str:
+        return "one tool"
+
+    def close(self) -> None:
+        self.turns = -1
