@@ -73,7 +73,7 @@ def _validate(config: DictConfig) -> None:
         validate_config,
     )
 
-    _need_packages(config.actor_rollout_ref.rollout)
+    _need_packages(config.actor_rollout_ref.rollout, on_gpus=config.trainer.device != "cpu")
     try:
         with redirect_stdout(StringIO()):
             validate_config(config, need_reference_policy(config), need_critic(config))
@@ -83,10 +83,11 @@ def _validate(config: DictConfig) -> None:
         raise ConfigError(f"verl refuses this configuration: {reason}") from error
 
 
-def _need_packages(rollout: DictConfig) -> None:
+def _need_packages(rollout: DictConfig, *, on_gpus: bool) -> None:
     """What verl would miss only after it has started a dozen processes."""
     if rollout.name == "vllm" and find_spec("vllm") is None:
-        raise MissingDependency("vllm", "verl", "verl's rollout engine 'vllm'")
+        where = "" if on_gpus else " (without a GPU: `scripts/install.py --env verl-vllm-cpu`)"
+        raise MissingDependency("vllm", "verl", f"verl's rollout engine 'vllm'{where}")
     if rollout.name == "sglang" and find_spec("sglang") is None:
         raise ConfigError(
             "`astuner.rollout.engine` is 'sglang', which is not installed. pip cannot install it "

@@ -15,8 +15,8 @@ from astuner.errors import ConfigError, MissingDependency
 
 PACKAGES = ("verl", "ray", "cloudpickle")
 ON_CPU = (
-    "The verl backbone (on a machine without a GPU, `python scripts/install.py --env verl` in a "
-    "checkout makes an environment for it)"
+    "The verl backbone (for machines with GPUs; to try it out without one, from a checkout: "
+    "`python scripts/install.py --env verl -- astuner ...`)"
 )
 
 

@@ -31,7 +31,7 @@ from astuner.backbone.verl.progress import Follower, state_at
 from astuner.backbone.verl.ray_cluster import environment
 from astuner.backbone.verl.requirements import choose_device, has_flash_attention, need_verl
 from astuner.backbone.verl.sections import Device, is_async
-from astuner.backbone.verl.translate import Facts, notes, overridden, raw, to_verl
+from astuner.backbone.verl.translate import Facts, check, notes, overridden, raw, to_verl
 from astuner.engine.model_source import resolve_model
 from astuner.errors import AstunerError, BackboneError, CheckpointError, DeadlineExceeded
 from astuner.task_reader import TaskOrder
@@ -52,6 +52,7 @@ async def run(context: RunContext) -> RunResult:
     with ExitStack() as stack:
         display = stack.enter_context(RunDisplay(**_shown(context)))
         device = choose_device(config, display.note)
+        check(config, device)
         display.stage("loading workflow and tasks")
         parts = user_parts(context)
         display.stage(f"finding model {config.model.path}")

@@ -96,6 +96,14 @@ def test_a_mistyped_verl_key_offers_the_nearest(key: str, near: str) -> None:
         )
 
 
+def test_vllm_for_cpus_has_an_environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from astuner.backbone.verl import compose as module
+
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match=r"scripts/install.py --env verl-vllm-cpu"):
+        compose(settings("rollout.engine=vllm"))
+
+
 def test_all_unknown_keys_come_at_once() -> None:
     with pytest.raises(ConfigError, match="2 problems"):
         compose({"trainer.sav_freq": 1, "data.no_such_thing_at_all": 2})

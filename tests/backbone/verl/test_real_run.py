@@ -8,21 +8,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from astuner.backbone.spawned.files import read_stage
+from astuner.backbone.spawned.supervise import Child
 from astuner.tracking import read_metrics
 
 pytestmark = [
@@ -184,40 +182,34 @@ def test_a_hung_weight_sync_ends_the_run(tiny_model_dir: Path, tmp_path: Path) -
     assert "Step 2 is saved: go on with --resume." in said
 
 
-def test_a_given_cluster_is_joined_and_left_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_given_cluster_is_joined_and_left_alone(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Our actors in it end with us, its own processes stay."""
-    temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     port = free_port()
-    own = ["--include-dashboard=false", f"--temp-dir={temporary}", "--disable-usage-stats"]
-    size = ["--num-gpus=1", "--num-cpus=16", "--object-store-memory=200000000"]
     here = ["--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
-    ray = Path(sys.executable).with_name("ray")
-    cluster = subprocess.Popen(
-        [ray, "start", *here, *own, *size], stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        os.environ["GIVEN_CLUSTER"] = f"127.0.0.1:{port}"
-        with Launcher(tiny_model_dir, tmp_path) as launcher:
-            assert eventually(lambda: launcher.trained(1))
-            actors = [p for p in below(cluster) if ACTOR.match(" ".join(p.cmdline()))]
-            assert any("WatchedTaskRunner" in " ".join(p.cmdline()) for p in actors)
-            family = launcher.family()
-            launcher.process.kill()
-            ours = [*family, *actors]
-            assert eventually(lambda: all(gone(p) for p in ours), 60), titles(ours)
-            assert cluster.poll() is None
-            assert any("raylet" in p.name() for p in below(cluster))
-    finally:
-        del os.environ["GIVEN_CLUSTER"]
-        for process in [*below(cluster), psutil.Process(cluster.pid)]:
-            with suppress(psutil.NoSuchProcess):  # the head takes its own along
-                process.kill()
-        cluster.wait(30)
-        shutil.rmtree(temporary, ignore_errors=True)
+    size = ["--num-gpus=1", "--num-cpus=16", "--object-store-memory=200000000"]
+    quiet = ["--include-dashboard=false", "--disable-usage-stats"]
+    ray = str(Path(sys.executable).with_name("ray"))
+    monkeypatch.setenv("GIVEN_CLUSTER", f"127.0.0.1:{port}")
+    command = [ray, "start", *here, *size, *quiet]
+    with (
+        Child(command, tmp_path / "cluster", log="ray.log") as cluster,
+        Launcher(tiny_model_dir, tmp_path) as launcher,
+    ):
+        assert eventually(lambda: launcher.trained(1))
+        actors = [p for p in below(cluster) if ACTOR.match(" ".join(p.cmdline()))]
+        assert any("WatchedTaskRunner" in " ".join(p.cmdline()) for p in actors)
+        family = launcher.family()
+        launcher.process.kill()
+        ours = [*family, *actors]
+        assert eventually(lambda: all(gone(p) for p in ours), 60), titles(ours)
+        assert cluster.ended() is None
+        assert any("raylet" in p.name() for p in below(cluster))
 
 
-def below(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
+def below(child: Child) -> list[psutil.Process]:
+    return psutil.Process(child.pid).children(recursive=True)
 
 
 def free_port() -> int:
