@@ -11,13 +11,13 @@ launcher. Once the run is asked to stop there are no more batches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
 from trinity.algorithm.sample_strategy.sample_strategy import (  # pyright: ignore[reportMissingImports]
     DefaultSampleStrategy,
 )
-from trinity.common.experience import CustomField  # pyright: ignore[reportMissingImports]
 
 from astuner.backbone.spawned.files import STOP, folder_of_process, read_job, sign_of_life
 from astuner.backbone.trinity.accounts import BatchRecord, note_batch
@@ -25,17 +25,17 @@ from astuner.backbone.trinity.experience import KEY
 from astuner.backbone.trinity.weighing import weights_of
 from astuner.config.schema import AstunerConfig
 
-WEIGHTS = "weights"
-"""Of each response token: an entry of `info`, and what `loss` calls it."""
-
 
 class WholeBatches(DefaultSampleStrategy):  # pyright: ignore[reportUntypedBaseClass]
     """Found by its dotted path."""
 
-    def __init__(self, buffer_config: Any, *, max_staleness: int = 0, **_: Any) -> None:
+    def __init__(
+        self, buffer_config: Any, *, max_staleness: int = 0, multiple_of: int = 0, **_: Any
+    ) -> None:
         super().__init__(buffer_config)
         self._groups: int = buffer_config.batch_size
         self._max_staleness = max_staleness
+        self._multiple_of = multiple_of
         self._folder = folder_of_process()
         self._config: AstunerConfig = read_job(self._folder).config
 
@@ -52,7 +52,7 @@ class WholeBatches(DefaultSampleStrategy):  # pyright: ignore[reportUntypedBaseC
                 stale.append(group[0].info[KEY]["group"])
             else:
                 groups.append(group)
-        rows = weighed(groups, self._config)
+        rows = weighed(groups, self._config, self._multiple_of)
         used = tuple(group[0].info[KEY]["group"] for group in groups)
         note_batch(self._folder, BatchRecord(step, used, tuple(stale)))
         metrics = {"sample/rows": float(len(rows)), "sample/groups_too_stale": float(len(stale))}
@@ -67,7 +67,7 @@ class WholeBatches(DefaultSampleStrategy):  # pyright: ignore[reportUntypedBaseC
 
     @classmethod
     def default_args(cls) -> dict[str, Any]:
-        return {"max_staleness": 0}
+        return {"max_staleness": 0, "multiple_of": 0}
 
 
 def oldest(group: Sequence[Any]) -> int:
@@ -75,10 +75,10 @@ def oldest(group: Sequence[Any]) -> int:
     return min(exp.info[KEY]["oldest"] for exp in group)
 
 
-def weighed(groups: Sequence[Sequence[Any]], config: AstunerConfig) -> list[Any]:
-    """The rows of a step, each with a weight for every response token. Trinity's trainer
-    divides the sum of the rows' losses by their number (trainer/tinker/tinker_trainer.py:245),
-    which is put into the weights."""
+def weighed(groups: Sequence[Sequence[Any]], config: AstunerConfig, multiple_of: int) -> list[Any]:
+    """The rows of a step, each with a weight for every response token as its `returns`, which
+    Trinity hands to the loss, padded where it pads the rest. Trinity's trainers sum the rows'
+    losses (`learning` sees to it), so the weights are whole."""
     rows = [exp for group in groups for exp in group]
     masks = [exp.action_mask.bool().numpy() for exp in rows]
     episodes = [exp.info[KEY]["group"] + "/" + exp.info[KEY]["episode"] for exp in rows]
@@ -89,6 +89,17 @@ def weighed(groups: Sequence[Sequence[Any]], config: AstunerConfig) -> list[Any]
     taught = [bool(exp.advantages.any()) or trainer.use_kl_loss for exp in rows]
     chosen = [i for i, teaches in enumerate(taught) if teaches and masks[i].any()] or [0]
     for i in chosen:
-        rows[i].info[WEIGHTS] = (weights[i] * len(chosen)).tolist()
-        rows[i].custom_fields = [CustomField(WEIGHTS, WEIGHTS, torch.float32)]
-    return [rows[i] for i in chosen]
+        rows[i].returns = torch.from_numpy(weights[i])
+    return filled([rows[i] for i in chosen], multiple_of)
+
+
+def filled(rows: list[Any], multiple_of: int) -> list[Any]:
+    """With rows that train nothing, up to the next multiple: verl's trainer takes no less, and
+    one optimizer step for each (verl 0.8.0, workers/engine_workers.py:262). 0 adds none."""
+    missing = -len(rows) % multiple_of if multiple_of else 0
+    shortest = min(rows, key=lambda exp: len(exp.tokens))
+    nothing = copy(shortest)
+    nothing.action_mask = torch.zeros_like(shortest.action_mask)
+    nothing.advantages = torch.zeros_like(shortest.advantages)
+    nothing.returns = torch.zeros_like(shortest.returns)
+    return rows + [nothing] * missing

@@ -54,11 +54,12 @@ class PolicyLoss(PolicyLossFn):  # pyright: ignore[reportUntypedBaseClass]
         old_logprob: Tensor,
         action_mask: Tensor,
         advantages: Tensor,
-        weights: Tensor,
+        returns: Tensor,
         ref_logprob: Tensor | None = None,
-        **_: Any,
+        **kwargs: Any,  # by this name Trinity knows that it is no tensor to be handed over
     ) -> tuple[Tensor, dict[str, float]]:
-        """The sum over trained tokens of weight times loss, and means over them."""
+        """The sum over trained tokens of weight times loss, and means over them. The weights
+        are what Trinity calls `returns`, which it uses for nothing else here."""
         mask = action_mask.bool()
         has_kl = self._spec.kl_coef > 0 and ref_logprob is not None
         inputs = LossInput(
@@ -67,7 +68,7 @@ class PolicyLoss(PolicyLossFn):  # pyright: ignore[reportUntypedBaseClass]
             proximal_logprobs=logprob[mask].detach(),
             reference_logprobs=ref_logprob[mask] if has_kl and ref_logprob is not None else None,
             advantages=advantages[mask],
-            weights=weights[mask],
+            weights=returns[mask],
             segments=_segments(mask),
             num_segments=mask.shape[0] if mask.dim() > 1 else 1,
         )

@@ -362,7 +362,13 @@ def synchronizer(config: AstunerConfig, way: Route) -> Settings:
 
 
 def _method(config: AstunerConfig, way: Route) -> str:
-    if way == "service" or config.model.lora.enable:
+    """On a service "memory" hands over the name of the sampler's weights. With "checkpoint" the
+    trainer leaves the sync out in a step that it saves (trainer/trainer.py:139), but a
+    service's save has no weights for the sampler (trainer/tinker/tinker_trainer.py:338), so
+    the explorer would wait for them until its time-out."""
+    if way == "service":
+        return "memory"
+    if config.model.lora.enable:
         return "checkpoint"
     return "memory" if is_colocated(config) else "nccl"
 

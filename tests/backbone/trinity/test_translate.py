@@ -152,7 +152,7 @@ TABLE: list[tuple[tuple[str, ...], Device, dict[str, Any]]] = [
             "trainer.save_interval": 1,
             "trainer.grad_clip": 1.0,
             "trainer.fix_actor_microbatch_loss_scale": True,
-            "synchronizer.sync_method": "checkpoint",
+            "synchronizer.sync_method": "memory",
             "synchronizer.sync_style": "explorer_driven",
             "synchronizer.sync_interval": 1,
             "synchronizer.sync_timeout": 3600,
