@@ -103,6 +103,8 @@ class Team:
         """Member -> version -> snapshot."""
         self._streams: Counter[str] = Counter()
         self._retired: list[str] = []
+        self._trained: set[str] = set()
+        """Members that have taken a step."""
 
     @classmethod
     async def open(cls, host: Host, members: Sequence[Member], seats: Mapping[str, Seat]) -> Team:
@@ -208,6 +210,7 @@ class Team:
             if step["skipped"]:
                 continue
             skipped = 0.0
+            self._trained.add(member.tag)
             norms.append(step["grad_norm"])
             if len(self._members) > 1:
                 told |= {f"{member.name}/{k}": step[k] for k in ("grad_norm", "lr")}
@@ -229,9 +232,9 @@ class Team:
             past[tag] = sorted(version for version in kept if version < self.version)
             for version in past[tag]:
                 await self._host.export(kept[version], _past_folder(path, tag, version))
-        text = json.dumps({"version": self.version, "members": list(self._members), "past": past})
+        state = {"version": self.version, "trained": sorted(self._trained), "past": past}
         try:
-            (path / STATE).write_text(text)
+            (path / STATE).write_text(json.dumps(state))
         except OSError as error:
             raise CheckpointError(f"{path / STATE} could not be written: {error}.") from error
 
@@ -249,6 +252,7 @@ class Team:
         with self._lock:
             self._retired += [s for kept in self._kept.values() for s in kept.values()]
             self._kept = past
+        self._trained = set(state["trained"])
         await self._freeze(int(state["version"]))
         return self.version
 
@@ -326,10 +330,20 @@ def _past_folder(path: Path, tag: str, version: int) -> Path:
     return path / PAST / (tag or "_shared") / f"{version:06d}"
 
 
+def trained_members(path: Path) -> tuple[str, ...]:
+    """Of a checkpoint, the tags whose adapter has learnt something, SHARED among them; of any
+    other folder SHARED alone. Raises CheckpointError."""
+    return tuple(_read_state(path)["trained"]) if (path / STATE).exists() else (SHARED,)
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((path / STATE).read_text())
-        return {"version": int(state["version"]), "past": dict(state["past"])}
+        return {
+            "version": int(state["version"]),
+            "trained": list(state["trained"]),
+            "past": dict(state["past"]),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} was not written by a run with model.targets: {STATE} cannot be read "

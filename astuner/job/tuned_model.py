@@ -1,19 +1,22 @@
 """`TunedModel`: what `tune()` returns, and what a run folder is opened as.
 
-Chat with it, merge it into a plain transformers folder, or serve it. The model is
-loaded at the first use. All methods block and work in a notebook too.
+Chat with it, merge it into a plain transformers folder, or serve it; of a run whose
+targets have adapters of their own, one of them at a time. The model is loaded at the
+first use. All methods block and work in a notebook too.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astuner.backbone.context import RunResult
 from astuner.config.load import load_config
 from astuner.config.schema import AstunerConfig
+from astuner.config.targets import targets_of
 from astuner.errors import CheckpointError
 from astuner.launcher import in_own_thread
 
@@ -46,8 +49,9 @@ class TunedModel:
         return cls(result.model_dir, config, result.summary)
 
     @classmethod
-    def load(cls, run_dir: str | Path) -> TunedModel:
-        """Open a run's folder. Raises CheckpointError or ConfigError."""
+    def load(cls, run_dir: str | Path, target: str = "") -> TunedModel:
+        """Open a run's folder; `target` is the tag whose adapter is meant, where the targets
+        have their own. Raises CheckpointError or ConfigError."""
         import json
 
         from astuner.backbone.report import checkpoint_of
@@ -58,7 +62,44 @@ class TunedModel:
             raise CheckpointError(f"{run_dir} is not a run folder: it has no config.yaml.")
         summary = run_dir / "summary.json"
         metrics = json.loads(summary.read_text()) if summary.is_file() else {}
-        return cls(checkpoint_of(run_dir), load_config(config).config, metrics)
+        model = cls(checkpoint_of(run_dir), load_config(config).config, metrics)
+        return model.of_target(target) if target else model
+
+    # ---------------------------------------------------------------- several targets
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The tags that have trained an adapter of their own."""
+        from astuner.engine.team import trained_members
+
+        return tuple(sorted(tag for tag in trained_members(self.path) if tag))
+
+    def of_target(self, tag: str) -> TunedModel:
+        """The model of this tag alone. Raises CheckpointError."""
+        from astuner.engine.team import TARGETS
+
+        if tag not in self.targets:
+            raise CheckpointError(
+                f"{self.path} has no target {tag!r} with an adapter of its own; it has "
+                f"{', '.join(self.targets) or 'none'}."
+            )
+        own = targets_of(self._config)[tag].lora
+        assert own is not None
+        config = replace(self._config, model=replace(self._config.model, lora=own, targets={}))
+        return TunedModel(self.path / TARGETS / tag, config, self.metrics)
+
+    def _one(self) -> TunedModel:
+        """Itself, or the only adapter that was trained."""
+        from astuner.engine.team import SHARED, trained_members
+
+        if not self.targets or SHARED in trained_members(self.path):
+            return self
+        if len(self.targets) > 1:
+            raise CheckpointError(
+                f"{self.path} has several adapters: {', '.join(map(repr, self.targets))}. Choose "
+                "one: TunedModel.load(run_dir, target=...), or --target on the command line."
+            )
+        return self.of_target(next(iter(self.targets)))
 
     # ---------------------------------------------------------------- using it
 
@@ -92,9 +133,9 @@ class TunedModel:
         from astuner.engine.embedded.export import merge
         from astuner.engine.model_source import resolve_model
 
-        whole = is_whole_model(self.path)
-        base = self.path if whole else resolve_model(self._config.model.path)
-        return merge(self.path, base, to)
+        one = self._one().path
+        base = one if is_whole_model(one) else resolve_model(self._config.model.path)
+        return merge(one, base, to)
 
     def serve(self, port: int = 8000, *, host: str = "127.0.0.1") -> None:
         """Serve an OpenAI-compatible endpoint until Ctrl-C. Raises ConfigError when the
@@ -126,6 +167,7 @@ class TunedModel:
             from astuner.backbone.assembly import open_codec
             from astuner.backbone.local import open_tuned
 
-            model: EmbeddedModel = in_own_thread(lambda: open_tuned(self._config, self.path))
+            one = self._one()
+            model: EmbeddedModel = in_own_thread(lambda: open_tuned(one._config, one.path))
             self._model, self._codec = model, open_codec(self._config, model)
         return self._model, self._codec

@@ -85,7 +85,7 @@ class EpisodeStore:
 
     def _sample_fields(self, sample: Sample, calls: Sequence[Call]) -> dict[str, Any]:
         turns = sorted({int(turn) for turn in sample.turns if turn >= 0})
-        own = [calls[turn] for turn in turns]
+        own = [calls[turn] for turn in turns] or _without_tokens(sample, calls)
         last = own[-1] if own else None
         return {
             "sample_id": sample.sample_id,
@@ -106,6 +106,18 @@ class EpisodeStore:
             "call_seconds": [call.ended_at - call.started_at for call in own],
             "finish_reasons": [call.finish_reason for call in own],
         }
+
+
+def _without_tokens(sample: Sample, calls: Sequence[Call]) -> list[Call]:
+    """The calls of a timeline that another endpoint answered in text alone."""
+    if len(sample.token_ids):
+        return []
+    return [
+        c
+        for c in calls
+        if (c.agent_name, c.target_tag) == (sample.agent_name, sample.target_tag)
+        and not len(c.completion_ids)
+    ]
 
 
 def read_episodes(run_dir: Path) -> Any:
