@@ -1,13 +1,16 @@
 """What a workflow is handed: the ways to call the model that is being tuned.
 
 A base URL with a key for any framework, the openai and anthropic SDKs' own clients, and
-AgentScope's own model object. All of them lead to the same recorded calls; which
-agent is speaking, and whether it is trained, is in the key.
+AgentScope's own model object, for which the tuner itself may also stand. All of them
+lead to the same recorded calls; which agent is speaking, and whether it is trained, is
+in the key.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -188,6 +191,24 @@ class ModelTuner:
             timeout=server.call_timeout + GRACE_SECONDS,
             context_size=server.max_context,
         )
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As AgentScope calls its models, so that `ReActAgent(model=tuner)` works.
+
+        It is then `as_agentscope_model()`, with the default agent and target."""
+        return await self._agentscope_model(*args, **kwargs)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Whatever else AgentScope asks of a model (`stream`, `formatter`, ...)."""
+            if name.startswith("_") or "agentscope" not in sys.modules:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return getattr(self._agentscope_model, name)
+
+    @cached_property
+    def _agentscope_model(self) -> Any:
+        return self.as_agentscope_model()
 
     def is_trainable(self, target_tag: str) -> bool:
         """Whether calls of this target are trained."""

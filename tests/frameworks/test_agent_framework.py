@@ -144,11 +144,11 @@ async def test_a_retry_is_one_call() -> None:
 
         endpoint = tuner.as_oai_baseurl_apikey("solver")
         client = openai.AsyncOpenAI(
-            base_url=endpoint.base_url, api_key=endpoint.api_key, timeout=1.0, max_retries=5
+            base_url=endpoint.base_url, api_key=endpoint.api_key, timeout=2.0, max_retries=5
         )
         model = OpenAIChatCompletionClient(model=endpoint.model, async_client=client)
         return (await agent_of(model).run(task.main_query)).text
 
     ran = await run(workflow(execute), "never", *SOLVED, engine=StuckOnce)
     assert ran.lines == [Line("solver", calls=2, trained=173, context=812)]
-    assert ran.counters["disconnected"] == 1
+    assert ran.counters["disconnected"] >= 1

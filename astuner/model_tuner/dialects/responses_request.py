@@ -120,7 +120,9 @@ def messages_of(items: str | Sequence[object]) -> list[dict[str, Any]]:
                 else:
                     messages.append(message)
             case "reasoning":
-                messages.append({"role": "assistant", "content": "", THOUGHT: _thought(fields)})
+                messages.append(
+                    {"role": "assistant", "content": "", THOUGHT: _thought(fields, where)}
+                )
             case "function_call":
                 if last.get("role") != "assistant":
                     messages.append({"role": "assistant", "content": ""})
@@ -145,10 +147,18 @@ def _message(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"role": role, "content": text_parts(fields.get("content"), TEXTS, f"{where}.content")}
 
 
-def _thought(fields: Mapping[str, Any]) -> str:
+def _thought(fields: Mapping[str, Any], where: str) -> str:
     """The text of a reasoning item; "" where only OpenAI could read it."""
-    parts = cast("list[dict[str, Any]]", fields.get("content") or [])
-    return "".join(part["text"] for part in parts if part.get("type") == "reasoning_text")
+    content: object = fields.get("content") or []
+    if not isinstance(content, list):
+        refuse(f"{where}.content", f"must be a list of parts, not {type(content).__name__}")
+    given = enumerate(cast("list[object]", content))
+    parts = [(fields_of(part, f"{where}.content[{i}]"), i) for i, part in given]
+    return "".join(
+        string(part, "text", f"{where}.content[{i}]")
+        for part, i in parts
+        if part.get("type") == "reasoning_text"
+    )
 
 
 def _function_call(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
