@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 _MARKED = (
     re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE),
     re.compile(r"\\boxed\{([^{}]*)\}"),
-    re.compile(r"^\W*action\W*[:=]\s*(.+?)\W*$", re.MULTILINE | re.IGNORECASE),
+    re.compile(r"^\W*action\W*[:=]\s*(.+?)[\s.*]*$", re.MULTILINE | re.IGNORECASE),
 )
 
 

@@ -169,7 +169,7 @@ def _from_json(space: Any, text: str) -> Any:
     try:
         value = json.loads(text)
     except ValueError:
-        return text if space.contains(text) else None
+        return text if hasattr(space, "character_set") and space.contains(text) else None
     if getattr(space, "dtype", None) is not None and isinstance(value, list | int | float):
         value = np.asarray(value, dtype=space.dtype)
     return value if space.contains(value) else None

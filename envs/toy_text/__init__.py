@@ -1,0 +1,1 @@
+"""Gymnasium's toy text games."""

@@ -1,0 +1,1 @@
+"""An agent that crosses a frozen lake."""
