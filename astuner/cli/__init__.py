@@ -104,6 +104,9 @@ def _chat(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--message", metavar="TEXT", help="ask one thing, print the reply and leave"
     )
+    parser.add_argument(
+        "--target", metavar="TAG", help="whose adapter, where the targets have their own"
+    )
     args = parser.parse_args(argv)
     from astuner.cli.commands import chat
 
@@ -118,10 +121,13 @@ def _doctor(argv: Sequence[str]) -> int:
 
 
 def _serve(argv: Sequence[str]) -> int:
-    parser = _parser("serve", "Share one model: fine-tune and sample over the Tinker API.")
+    about = "Share one model: many fine-tune it and sample from it at once, over the Tinker API."
+    parser = _parser("serve", about, epilog=SERVE_EPILOG)
     parser.add_argument("--conf", metavar="FILE", help="the service's YAML configuration")
-    parser.add_argument("--model", metavar="NAME", help="short for model.path=NAME")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. port=0")
+    parser.add_argument(
+        "--model", metavar="NAME", help="the base model: a folder, a hub name or smollm2-135m"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override any key")
     args = parser.parse_intermixed_args(argv)
     from astuner.cli.commands import serve
 

@@ -1,14 +1,17 @@
-"""The reference page of all keys, made from the schema and its docstrings.
+"""The reference pages of all keys, made from the schemas and their docstrings.
 
-`python -m astuner.config.reference > docs/config.md` writes it; a test compares
-the two, so the page cannot go stale.
+`python -m astuner.config.reference > docs/config.md` writes that of runs, and
+`python -m astuner.config.reference service > docs/service_config.md` the service's; a test
+compares page and schema, so neither can go stale.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 
-from astuner.config.keys import Key, full, keys, sections
+from astuner.config.keys import RUN, Key, Table
+from astuner.config.service import SERVICE
 
 _HEAD = """# Configuration
 
@@ -31,13 +34,33 @@ A value may come from the environment: `${oc.env:NAME}` or `${oc.env:NAME,defaul
 """
 
 
+_SERVICE_HEAD = """# Configuration of the fine-tuning service
+
+Every key of [`astuner serve`](service.md), its type, its default and what it means. This page is
+made from `astuner/config/service.py` by `python -m astuner.config.reference service`.
+
+A file has one root key, `service`; on the command line the root may be left out:
+`astuner serve --conf service.yaml limits.max_runs=8`. A value may come from the environment:
+`${oc.env:NAME}` or `${oc.env:NAME,default}`.
+"""
+
+
 def render() -> str:
-    """The whole page as Markdown."""
-    parts = [_HEAD]
-    for section in sections().values():
-        rows = [keys()[name] for name in section.children if name in keys()]
+    """The whole page of runs as Markdown."""
+    return _page(_HEAD, RUN)
+
+
+def render_service() -> str:
+    """The whole page of the service."""
+    return _page(_SERVICE_HEAD, SERVICE)
+
+
+def _page(head: str, table: Table) -> str:
+    parts = [head]
+    for section in table.sections.values():
+        rows = [table.keys[name] for name in section.children if name in table.keys]
         if rows:
-            parts.append(f"## `{full(section.name)}`\n\n{section.doc}\n\n{_table(rows)}")
+            parts.append(f"## `{table.full(section.name)}`\n\n{section.doc}\n\n{_table(rows)}")
     return "\n".join(parts)
 
 
@@ -64,4 +87,4 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    print(render(), end="")
+    print(render_service() if sys.argv[1:] == ["service"] else render(), end="")

@@ -280,6 +280,7 @@ def greeting(
             "Reachable from other machines, without encryption: keys travel in the clear unless "
             "a proxy with TLS stands before it."
         )
+    lines.append("Ctrl-C stops it.")
     return lines
 
 

@@ -10,7 +10,8 @@ from astuner.config import check
 from astuner.config.explain import explain
 from astuner.config.keys import get, keys, nearest, sections
 from astuner.config.load import check_backbone, check_complete, from_python, load_config
-from astuner.config.reference import render
+from astuner.config.reference import render, render_service
+from astuner.config.service import SERVICE
 from astuner.config.schema import AstunerConfig
 from astuner.errors import ConfigError
 
@@ -285,6 +286,13 @@ def test_the_reference_page_is_up_to_date() -> None:
     page = (REPO / "docs" / "config.md").read_text(encoding="utf-8")
     assert page == render(), "run: python -m astuner.config.reference > docs/config.md"
     assert page.count("\n| `") == len(keys())
+
+
+def test_the_service_s_reference_page_is_up_to_date() -> None:
+    page = (REPO / "docs" / "service_config.md").read_text(encoding="utf-8")
+    command = "python -m astuner.config.reference service > docs/service_config.md"
+    assert page == render_service(), f"run: {command}"
+    assert page.count("\n| `") == len(SERVICE.keys)
 
 
 def test_defaults_in_the_table_are_those_of_the_schema() -> None:

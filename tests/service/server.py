@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -19,18 +19,21 @@ START_SECONDS = 90.0
 class Server:
     """The process; `wait_ready` before anything else."""
 
-    def __init__(self, model: Path, data: Path, *overrides: str) -> None:
+    def __init__(
+        self, model: Path, data: Path, *overrides: str, command: Sequence[str] = ()
+    ) -> None:
+        """`command` is an `astuner serve ...` as a user types it; overrides come after it."""
         self._data = data
         self._log = data / "server.log"
         data.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "astuner.cli", "serve", "--model", str(model)]
-        command += ["model.name=tiny", "model.dtype=float32", "port=0"]
+        command = [sys.executable, "-m", "astuner.cli", *(command[1:] or ["serve"])]
+        command += [f"model.path={model}", "model.name=tiny", "model.dtype=float32", "port=0"]
         command += [f"data_dir={data}", *overrides]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self._started_at = self._log.stat().st_size if self._log.exists() else 0
         with open(self._log, "a") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment
             )
         self.url = ""
 

@@ -33,8 +33,9 @@ from .artefacts import (
 )
 
 README = ROOT / "README.md"
-VERL_PAGE = ROOT / "docs" / "verl.md"  # test_verl_page.py runs what can be run of it
-WITH_COMMANDS = [page for page in PAGES if commands(page, "astuner") and page != VERL_PAGE]
+ELSEWHERE = [ROOT / "docs" / name for name in ("verl.md", "service.md", "service_users.md")]
+"""What can be run of these is run by test_verl_page.py and test_service_pages.py."""
+WITH_COMMANDS = [page for page in PAGES if commands(page, "astuner") and page not in ELSEWHERE]
 
 
 def test_every_page_with_commands_is_found() -> None:
