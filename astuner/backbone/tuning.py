@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import Any, Protocol
 
 from astuner.backbone.assembly import UserParts, Workbench, open_codec, open_server, workbench
 from astuner.backbone.context import RunContext
 from astuner.backbone.report import CHECKPOINTS, eval_result
+from astuner.backbone.sinks import open_sinks
 from astuner.config.schema import AstunerConfig
 from astuner.engine.protocol import Engine, Policy
 from astuner.task_reader import TaskOrder
 from astuner.task_rollout import GroupSource, Watchdog, make_source
-from astuner.tracking import EpisodeStore, MetricSinks, RunDisplay
+from astuner.tracking import EpisodeStore, RunDisplay
 from astuner.trainer import Checkpoints, EvalResult, TrainResult, TrainSettings, train
 from astuner.types import Episode, Task
 
@@ -119,15 +119,7 @@ async def _train(
     if context.resume:
         where = f"after step {resume_step}" if resume_from else "from the start: no checkpoint yet"
         display.note(f"Resuming {context.run_dir} {where}.")
-    sinks = MetricSinks(
-        [name for name in config.trainer_common.logger if name != "console"],
-        context.run_dir,
-        config.project_name,
-        config.experiment_name,
-        asdict(config),
-        resume_step=resume_step,
-    )
-    stack.callback(sinks.close)
+    sinks = open_sinks(stack, context, resume_step)
     tokenizer = model.tokenizer
     store = EpisodeStore(context.run_dir, resume_step=resume_step, decode=tokenizer.decode)
     source = _source(config, parts.tasks.train, order, bench, settings)

@@ -8,11 +8,12 @@ knows a key is `compose`'s to find out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from astuner.backbone import overriding
+from astuner.backbone.overriding import announced, pair
 from astuner.backbone.translation import Translation
 from astuner.backbone.trinity import learning, sections
 from astuner.backbone.trinity.limits import assumed, check, notes, problems
@@ -232,14 +233,8 @@ def translated(
 
 
 def overridden(config: AstunerConfig, device: Device | None = None) -> dict[str, tuple[Any, Any]]:
-    """Trinity's keys that a raw setting changes: what they were translated to, and what they
-    are."""
-    ours = _shown(config, device)
-    return {
-        key: (ours[key], value)
-        for key, value in raw(config).items()
-        if key in ours and ours[key] != value
-    }
+    """Trinity's keys that a raw setting changes: what they would be, and what they are."""
+    return overriding.overridden(_shown(config, device), raw(config))
 
 
 # ---------------------------------------------------------------- in words
@@ -268,12 +263,12 @@ def _in_words(
     name: str, settings: Settings, replaced: Mapping[str, tuple[Any, Any]], config: AstunerConfig
 ) -> str:
     if name == RAW:
-        pairs = [_pair(key, value, replaced) for key, value in raw(config).items()]
+        pairs = [pair(key, value, replaced, RAW) for key, value in raw(config).items()]
         return f"trinity: {', '.join(pairs)}" if pairs else "nothing"
     if any(name == key or (key[-1] == "." and name.startswith(key)) for key in READ_HERE):
         return ITSELF
     pairs = [
-        _pair(key, settings[key], replaced) for key in BECOMES.get(name, ()) if key in settings
+        pair(key, settings[key], replaced, RAW) for key in BECOMES.get(name, ()) if key in settings
     ]
     if pairs:
         remark = f" ({REMARKS[name]})" if name in REMARKS else ""
@@ -285,22 +280,10 @@ def _in_words(
     return f"not used ({UNUSED[name]})" if name in UNUSED else ""
 
 
-def _pair(key: str, value: Any, replaced: Mapping[str, tuple[Any, Any]]) -> str:
-    shown = f"{key}={json.dumps(value)}"
-    if key in replaced:
-        ours, theirs = replaced[key]
-        return f"{key}={json.dumps(theirs)} (astuner.trinity, instead of {json.dumps(ours)})"
-    return shown
-
-
 def warnings(config: AstunerConfig, device: Device | None = None) -> list[str]:
     """What a run says before it starts: what Trinity does a little otherwise, and which of
     astuner's settings are overridden."""
-    told = [
-        f"`astuner.trinity` sets {key}={json.dumps(theirs)} instead of {json.dumps(ours)}."
-        for key, (ours, theirs) in overridden(config, device).items()
-    ]
-    return [*notes(config, device), *told]
+    return [*notes(config, device), *announced(overridden(config, device), RAW)]
 
 
 def _shown(config: AstunerConfig, device: Device | None) -> Settings:

@@ -13,13 +13,14 @@ import json
 import shutil
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from astuner.backbone.assembly import UserParts, user_parts
 from astuner.backbone.context import RunContext, RunResult
 from astuner.backbone.report import finish, saved_step, verl_checkpoint
+from astuner.backbone.sinks import open_sinks
 from astuner.backbone.spawned import files
 from astuner.backbone.spawned.files import JobFile, write_job
 from astuner.backbone.spawned.program import Program
@@ -31,11 +32,11 @@ from astuner.backbone.verl.progress import Follower, state_at
 from astuner.backbone.verl.ray_cluster import environment
 from astuner.backbone.verl.requirements import choose_device, has_flash_attention, need_verl
 from astuner.backbone.verl.sections import Device, is_async
-from astuner.backbone.verl.translate import Facts, check, notes, overridden, raw, to_verl
+from astuner.backbone.verl.translate import Facts, check, raw, to_verl, warnings
 from astuner.engine.model_source import resolve_model
 from astuner.errors import AstunerError, BackboneError, CheckpointError, DeadlineExceeded
 from astuner.task_reader import TaskOrder
-from astuner.tracking import EpisodeStore, MetricSinks, RunDisplay
+from astuner.tracking import EpisodeStore, RunDisplay
 from astuner.trainer import TrainResult, TrainSettings
 from astuner.trainer.checkpoints import Checkpoint, TrainerState, check_resumable
 
@@ -142,10 +143,8 @@ def _context_of(model: Path) -> int:
 
 
 def _tell(context: RunContext, plan: Plan, display: RunDisplay) -> None:
-    for note in notes(context.config, plan.device):
+    for note in warnings(context.config, plan.device):
         display.note(note)
-    for key, (ours, theirs) in overridden(context.config, plan.device).items():
-        display.note(f"`astuner.verl` sets {key}={theirs!r} instead of {ours!r}.")
     if context.resume:
         step = plan.state.step
         where = f"after step {step}" if plan.resumes else "from the start: no checkpoint yet"
@@ -190,15 +189,7 @@ def _follower(stack: ExitStack, context: RunContext, plan: Plan, display: RunDis
 
     config = context.config
     step = plan.state.step if plan.resumes else None
-    sinks = MetricSinks(
-        [name for name in config.trainer_common.logger if name != "console"],
-        context.run_dir,
-        config.project_name,
-        config.experiment_name,
-        asdict(config),
-        resume_step=step,
-    )
-    stack.callback(sinks.close)
+    sinks = open_sinks(stack, context, step)
     tokenizer: Any = AutoTokenizer.from_pretrained(plan.model, local_files_only=True)
     return Follower(
         plan.folder,

@@ -1,0 +1,38 @@
+"""Settings of a trainer's own that a user gives as they are: they win, and it is said.
+
+`section` is the key they stand under ("verl": `astuner.verl`). All settings are flat:
+dotted keys and plain values. What each key means, and which are not for setting, is the
+backbone's to know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+Replaced = Mapping[str, tuple[Any, Any]]
+"""Key -> what astuner would set, and what it is instead."""
+
+
+def overridden(ours: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The translated settings that a raw one changes."""
+    return {
+        key: (ours[key], value) for key, value in raw.items() if key in ours and ours[key] != value
+    }
+
+
+def pair(key: str, value: Any, replaced: Replaced, section: str) -> str:
+    """One setting for `astuner explain`."""
+    if key not in replaced:
+        return f"{key}={json.dumps(value)}"
+    ours, theirs = replaced[key]
+    return f"{key}={json.dumps(theirs)} (astuner.{section}, instead of {json.dumps(ours)})"
+
+
+def announced(replaced: Replaced, section: str) -> list[str]:
+    """What a run says before it starts."""
+    return [
+        f"`astuner.{section}` sets {key}={json.dumps(theirs)} instead of {json.dumps(ours)}."
+        for key, (ours, theirs) in replaced.items()
+    ]
