@@ -41,7 +41,8 @@ def open_worker(
     `loop` is the one that `client` lives on. Raises AstunerError.
     """
     job = read_job(folder)
-    config, rollout = job.config, verl.actor_rollout_ref.rollout
+    rollout = verl.actor_rollout_ref.rollout
+    config = with_fewer_environments(job.config, rollout.agent.num_workers)
     codec = load_codec(
         tokenizer,
         renderer=config.model.renderer,
@@ -73,6 +74,12 @@ def open_worker(
         Watchdog(lambda: bench.runner.live, lambda: engine.answers, after=WATCHDOG_SECONDS)
     )
     return Worker(folder, job, bench, engine, verl)
+
+
+def with_fewer_environments(config: AstunerConfig, workers: int) -> AstunerConfig:
+    """With one worker's share of the environments that may exist at once."""
+    instances = ceil(config.env.max_instances / workers)
+    return replace(config, env=replace(config.env, max_instances=instances))
 
 
 def share(config: AstunerConfig, rollout: Any) -> RolloutSettings:
