@@ -88,7 +88,7 @@ def chat(args: argparse.Namespace) -> int:
     """A conversation with the model of a run, or one question."""
     from astuner.job import TunedModel
 
-    model = TunedModel.load(args.run_dir)
+    model = TunedModel.load(args.run_dir, target=args.target or "")
     if args.message is not None:
         print(model.chat(args.message))
         return 0

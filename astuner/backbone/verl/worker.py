@@ -31,7 +31,7 @@ from astuner.backbone.verl.outputs import (
     validation_rows,
 )
 from astuner.backbone.verl.sections import ESTIMATOR
-from astuner.errors import AstunerError
+from astuner.errors import AstunerError, ConfigError
 from astuner.task_rollout import Place
 from astuner.trainer import TrainSettings
 from astuner.trainer.batch import (
@@ -169,6 +169,7 @@ class Worker:
     def _rows(self, group: Group) -> list[list[Row]]:
         usable = {e.episode_id for e in group.usable}
         if not self._own_advantages:
+            _refuse_targets(group)
             return [reward_rows(e) if e.episode_id in usable else [] for e in group.episodes]
         [samples] = credit([group], self._settings.estimator)
         aggregation = self._job.config.trainer_common.algorithm.loss_agg_mode
@@ -213,3 +214,14 @@ def _told(group: Group, reason: str) -> str:
     elif reason == FAILED:
         said = "no episode made an LLM call"
     return f"Group {group.group_id} is replaced ({reason}): {said}"
+
+
+def _refuse_targets(group: Group) -> None:
+    """verl's own estimators know one number for an episode; the mean over its targets would
+    train all of them on it."""
+    if any(e.target_rewards is not None for e in group.usable):
+        raise ConfigError(
+            "`astuner.verl.algorithm.adv_estimator` compares episodes by one reward, but the "
+            "workflow or judge gives rewards by target. Leave that key out (astuner's own know "
+            "targets), or return one number."
+        )

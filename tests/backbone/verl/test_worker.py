@@ -15,7 +15,7 @@ from astuner import ModelTuner, Workflow, WorkflowOutput, WorkflowTask
 from astuner.backbone.spawned.files import GroupRecord, SpoolReader, gave_up, last_sign
 from astuner.backbone.verl.opening import share, with_fewer_environments
 from astuner.backbone.verl.worker import GroupDropped
-from astuner.errors import EngineError, UserCodeError
+from astuner.errors import ConfigError, EngineError, UserCodeError
 from astuner.types import FailureKind
 from tests.backbone.verl.verl_world import (
     ACTOR,
@@ -125,6 +125,20 @@ async def test_verls_own_estimator_gets_the_reward_at_the_last_token(tmp_path: P
         two, one = await ask(worker)
     assert two[0].scores == [0.0] * 15 + [1.0] and two[1].scores == [0.0, 0.0, 1.0]
     assert one[0].scores == [0.0] * 15 + [0.5]
+
+
+async def test_rewards_by_target_need_advantages_that_know_targets(tmp_path: Path) -> None:
+    by_target = play({"default": 1.0}), play({"default": 0.5})  # type: ignore[arg-type]
+    write(tmp_path, [planned(*by_target)])
+    async with opened(tmp_path, FakeServers()) as worker:
+        better, worse = await ask(worker)
+    advantage = 0.25 / (0.125**0.5 + 1e-6)
+    assert better[0].scores[0] == pytest.approx(advantage)
+    assert worse[0].scores[0] == pytest.approx(-advantage)
+    async with opened(tmp_path, FakeServers(), verl_config("grpo")) as worker:
+        told = await ask(worker)
+    assert isinstance(told[0], ConfigError)
+    assert "adv_estimator` compares episodes by one reward" in str(told[0])
 
 
 # ---------------------------------------------------------------- groups
