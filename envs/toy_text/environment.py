@@ -2,7 +2,8 @@
 
 `params["game"]` chooses; everything else in `params` goes to `gymnasium.make`, with one
 addition: FrozenLake without a map gets a random one of `size` and `frozen` share that its
-seed decides, always with a way to the goal. Rules and rewards are Gymnasium's own.
+seed decides, always with a way to the goal; `brief` shows only what lies around. Rules and
+rewards are Gymnasium's own.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ def make(task_id: str, params: dict[str, Any]) -> GymnasiumText:
     game = str(options.pop("game", "FrozenLake"))
     if game not in GAMES:
         raise EnvError(f"There is no game {game!r}: {', '.join(GAMES)}.", cause="refused")
-    seed = options.pop("seed", None)
+    seed, brief = options.pop("seed", None), bool(options.pop("brief", False))
     if game == "FrozenLake" and "desc" not in options and "map_name" not in options:
         options["desc"] = _random_map(options, seed)
     try:
         env = gymnasium.make(GAMES[game], **options)
     except (TypeError, gymnasium.error.Error) as error:
         raise EnvError(f"{game} refused {options}: {error}", cause="refused") from None
-    return GymnasiumText(env, describe=DESCRIBE[game])
+    describe = frozen_lake_around if brief and game == "FrozenLake" else DESCRIBE[game]
+    return GymnasiumText(env, describe=describe)
 
 
 def _random_map(options: dict[str, Any], seed: int | None) -> list[str]:
@@ -54,23 +56,33 @@ def _random_map(options: dict[str, Any], seed: int | None) -> list[str]:
 def frozen_lake(env: Any, observation: Any) -> str:
     """Where one stands, where the goal is, and what lies around."""
     desc = env.unwrapped.desc
+    row, column = divmod(int(observation), desc.shape[1])
+    around = frozen_lake_around(env, observation)
+    if desc[row, column] in (b"G", b"H"):
+        return around
+    goal_row, goal_column = (int(i[0]) for i in (desc == b"G").nonzero())
+    return (
+        f"You are at row {row}, column {column}; the goal is at row {goal_row}, "
+        f"column {goal_column}. {around}"
+    )
+
+
+def frozen_lake_around(env: Any, observation: Any) -> str:
+    """What lies around, or how it ended: few tokens a turn."""
+    desc = env.unwrapped.desc
     rows, columns = desc.shape
     row, column = divmod(int(observation), columns)
     if desc[row, column] == b"G":
         return "You reached the goal."
     if desc[row, column] == b"H":
         return "You fell into a hole."
-    around = ", ".join(
+    around = (
         f"{move}: {CELLS[desc[row + down, column + right]]}"
         if 0 <= row + down < rows and 0 <= column + right < columns
         else f"{move}: edge"
         for move, (down, right) in LAKE_MOVES.items()
     )
-    goal_row, goal_column = (int(i[0]) for i in (desc == b"G").nonzero())
-    return (
-        f"You are at row {row}, column {column}; the goal is at row {goal_row}, "
-        f"column {goal_column}. {around}."
-    )
+    return f"{', '.join(around)}."
 
 
 def cliff_walking(env: Any, observation: Any) -> str:

@@ -40,6 +40,12 @@ def test_frozen_lake() -> None:
     env.close()
 
 
+def test_a_brief_lake() -> None:
+    env = game("FrozenLake", map_name="4x4", is_slippery=False, brief=True)
+    assert env.reset(seed=1)[0] == "left: edge, down: ice, right: ice, up: edge."
+    assert env.step("right")[0] == "left: ice, down: hole, right: ice, up: edge."
+
+
 def test_a_random_lake_belongs_to_its_seed() -> None:
     lakes = [game("FrozenLake", size=5, seed=s, frozen=0.6).env.unwrapped.desc for s in (1, 1, 2)]
     assert lakes[0].shape == (5, 5)
