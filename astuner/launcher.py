@@ -31,7 +31,7 @@ from astuner.errors import CheckpointError, ConfigError
 from astuner.task_reader import TaskSplits
 
 CONFIG_FILE = "config.yaml"
-TRAINING = ("local", "verl", "trinity")
+TRAINING = ("local", "verl", "trinity", "tinker")
 """Backbones with checkpoints that are not those of another one."""
 SAME_SIGNAL_SECONDS = 0.5
 """Wrappers such as `timeout` signal a process and then its group: that is one wish, not two."""

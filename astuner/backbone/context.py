@@ -22,6 +22,7 @@ BACKBONES = {
     "debug": "astuner.backbone.debug:run",
     "verl": "astuner.backbone.verl.run:run",
     "trinity": "astuner.backbone.trinity.run:run",
+    "tinker": "astuner.backbone.tinker.run:run",
 }
 PLANNED: tuple[str, ...] = ()
 

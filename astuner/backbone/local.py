@@ -14,6 +14,7 @@ from astuner.backbone.assembly import UserParts, open_model, user_parts
 from astuner.backbone.context import RunContext, RunResult
 from astuner.backbone.report import finish, is_whole_model
 from astuner.backbone.targets import check_targets, open_team
+from astuner.backbone.tinker.download import as_fetched
 from astuner.backbone.tuning import open_bench, open_display, tune, validation
 from astuner.config.schema import AstunerConfig
 from astuner.config.targets import needs_host
@@ -82,7 +83,7 @@ async def open_tuned(config: AstunerConfig, checkpoint: Path | None) -> Embedded
     model; the caller closes it. Raises CheckpointError or ModelError."""
     if checkpoint is not None and is_whole_model(checkpoint):
         return open_model(replace(config, model=replace(config.model, path=str(checkpoint))))
-    model = open_model(config)
+    model = open_model(as_fetched(config, checkpoint))
     if checkpoint is not None:
         try:
             await model.load(checkpoint, optimizer=False)

@@ -29,6 +29,8 @@ from astuner.types import Episode
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 """Where a run that trained outside this process leaves its plain transformers folder."""
+SERVICE_STATE = "service_state.json"
+"""In a checkpoint whose weights a service keeps: their name there."""
 VERL_LATEST = "latest_checkpointed_iteration.txt"
 
 
@@ -166,7 +168,9 @@ def saved_step(run_dir: Path, backbone: str) -> int | None:
         checkpoint = trinity_checkpoint(run_dir)
         return None if checkpoint is None else int(checkpoint.name.rpartition("_")[2])
     latest = Checkpoints(run_dir / CHECKPOINTS).latest()
-    return None if latest is None else latest.state.step
+    if latest is None or (latest.path / SERVICE_STATE).is_file() != (backbone == "tinker"):
+        return None
+    return latest.state.step
 
 
 def verl_checkpoint(run_dir: Path) -> Path | None:

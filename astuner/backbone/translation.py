@@ -20,6 +20,7 @@ EXPLAINS: Mapping[str, str] = {
     "debug": "astuner.backbone.translation:of_targets",
     "verl": "astuner.backbone.verl.translate:translation",
     "trinity": "astuner.backbone.trinity.translate:translation",
+    "tinker": "astuner.backbone.tinker.translate:translation",
 }
 
 

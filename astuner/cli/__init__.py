@@ -56,7 +56,9 @@ def _parser(
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conf", metavar="FILE", required=True, help="the YAML configuration")
-    parser.add_argument("--backbone", metavar="B", help="local (default), debug, verl or trinity")
+    parser.add_argument(
+        "--backbone", metavar="B", help="local (default), debug, verl, trinity, tinker"
+    )
     parser.add_argument("--exp-dir", metavar="D", help="where run folders go (default: runs)")
     parser.add_argument(
         "--ray-address",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -27,6 +28,7 @@ OPTIONAL = {
     "trackio": "trackio",
     "mlflow-skinny": "mlflow",
     "agentscope": "agentscope",
+    "tinker": "tinker",
     "verl": "verl",
     "ray": "verl",
     "vllm": "verl",
@@ -80,9 +82,17 @@ def backbones() -> list[tuple[str, str, str]]:
     return [
         ("local", runs, mend),
         ("debug", runs, mend),
+        ("tinker", *tinker_here(missing)),
         ("verl", *verl_here(len(gpus()))),
         ("trinity", "no", "not part of this version of astuner"),
     ]
+
+
+def tinker_here(missing: Sequence[str]) -> tuple[str, str]:
+    """Whether the model can be on a service; `missing` are packages of the core."""
+    if missing or installed("tinker") is None:
+        return "no", 'pip install "astuner\\[tinker]"'
+    return "yes", "needs a service: service.base_url and a key in TINKER_API_KEY"
 
 
 def verl_here(num_gpus: int) -> tuple[str, str]:

@@ -120,6 +120,8 @@ _ABOVE_ZERO = [
     "env.step_timeout",
     "env.start_timeout",
     "env.lease",
+    "service.timeout",
+    "service.outage_timeout",
 ]
 
 Test = Callable[[Any], bool]
@@ -179,12 +181,14 @@ def missing_problems(
         needed += _needed_by("task_judge.judge_type", config.task_judge.judge_type)
     if config.backbone == "debug":
         needed += _needed_by("debug.model", config.debug.model)
+    needed += _needed_by("backbone", config.backbone)
     for name, why in needed:
         if not get(config, name):
             yield (name,), f"`{full(name)}` must be set, because {why}."
 
 
 _NEEDS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("backbone", "tinker"): ("service.base_url", "service.api_key_env"),
     ("task_reader.type", "jsonl_dataset_file"): (
         "task_reader.jsonl_dataset_file.training.file_path",
     ),

@@ -52,6 +52,20 @@ _NOT_IN_DEBUG: Mapping[str, str] = {
 }
 """What the backbone debug does instead of reading a key or section."""
 
+_NOT_IN_TINKER: Mapping[str, str] = dict.fromkeys(
+    (
+        "model.device",
+        "model.dtype",
+        "model.lora.alpha",
+        "rollout.max_num_seqs",
+        "rollout.kv_cache_tokens",
+        "trainer_common.micro_batch_tokens",
+        "trainer_common.gradient_checkpointing",
+    ),
+    "it is the service's own choice",
+)
+"""What the backbone tinker leaves to the service."""
+
 
 def why_unread(config: AstunerConfig, name: str, backbone: str) -> str | None:
     """Why the run does not read this key, or None if it does."""
@@ -65,6 +79,8 @@ def why_unread(config: AstunerConfig, name: str, backbone: str) -> str | None:
         for part, why in _NOT_IN_DEBUG.items():
             if name == part or name.startswith(f"{part}."):
                 return why
+    if backbone == "tinker" and name in _NOT_IN_TINKER:
+        return _NOT_IN_TINKER[name]
     return _why_unselected(config, name)
 
 
@@ -103,7 +119,7 @@ def _why_worth_telling(
     loaded: LoadedConfig, name: str, origin: Origin, backbone: str
 ) -> str | None:
     """What was typed for this very run should be read by it; a file serves several."""
-    if origin == COMMAND_LINE:
+    if origin == COMMAND_LINE or (backbone == "tinker" and name in _NOT_IN_TINKER):
         return why_unread(loaded.config, name, backbone)
     return _why_unselected(loaded.config, name)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-BACKBONES = ("local", "debug", "verl", "trinity")
+BACKBONES = ("local", "debug", "verl", "trinity", "tinker")
 
 
 def only(*backbones: str, default: Any) -> Any:
@@ -510,6 +510,26 @@ class ModelTunerConfig:
 
 
 @dataclass
+class ServiceClientConfig:
+    """With `backbone: tinker`: the service that samples and trains (see docs/tinker.md)."""
+
+    base_url: str = only("tinker", default="")
+    """Where it is, e.g. "http://127.0.0.1:8765" for `astuner serve`. Any service that speaks the
+    Tinker API will do."""
+    base_model: str = only("tinker", default="")
+    """The model as the service names it; empty takes `model.path` as it is written, or else the
+    only one there is."""
+    api_key_env: str = only("tinker", default="TINKER_API_KEY")
+    """The environment variable that holds the key; the key itself is never in a config."""
+    timeout: float = only("tinker", default=3600.0)
+    """Seconds one training request may take, its turn in the service's queue included."""
+    outage_timeout: float = only("tinker", default=120.0)
+    """Seconds the service may be away; requests are repeated until then."""
+    download: bool = only("tinker", default=True)
+    """At the end fetch the adapter into the run's folder, in PEFT format."""
+
+
+@dataclass
 class AstunerConfig:
     """Everything below the root key."""
 
@@ -520,7 +540,7 @@ class AstunerConfig:
     experiment_dir: str = "runs"
     """A run's folder is experiment_dir/experiment_name."""
     backbone: str = "local"
-    """local, debug, verl or trinity."""
+    """local, debug, verl, trinity or tinker."""
     seed: int = 0
     """Of the task order, the sampling and the adapter's start."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -533,6 +553,7 @@ class AstunerConfig:
     model_tuner: ModelTunerConfig = field(default_factory=ModelTunerConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     trainer_common: TrainerConfig = field(default_factory=TrainerConfig)
+    service: ServiceClientConfig = field(default_factory=ServiceClientConfig)
     verl: dict[str, Any] = field(default_factory=dict, metadata={"backbones": ("verl",)})
     """verl's own settings, as its configuration names them, e.g. {actor_rollout_ref: {actor:
     {entropy_coeff: 0.01}}}. They win over what astuner's keys become, and the run says so."""
