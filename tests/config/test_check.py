@@ -45,7 +45,7 @@ def refusal(*overrides: str) -> str:
         ("model_tuner.port=70000", "must be from 0 to 65535, but is 70000."),
         ("experiment_name=a/b", "must be the name of one folder, without slashes, but is 'a/b'."),
         ("backbone=locl", "`astuner.backbone` is 'locl', but must be one of local, debug, verl, "
-         "trinity. Did you mean 'local'?"),
+         "trinity, tinker. Did you mean 'local'?"),
         ("model.device=gpu", "must be one of auto, cpu, cuda, mps."),
         ("model.dtype=bfloat", "Did you mean 'bfloat16'?"),
         ("task_reader.type=jsonl", "must be one of jsonl_dataset_file, huggingface_dat_repo"),

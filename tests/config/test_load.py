@@ -272,6 +272,7 @@ def test_all_problems_at_once(write) -> None:
         "  - command line: unknown key `astuner.nope`. `astuner` has: project_name, "
         "experiment_name, experiment_dir, backbone, seed, model, data, rollout, task_reader, "
         "task_judge, env, context_tracker, model_tuner, debug, trainer_common, verl, "
+        "task_judge, context_tracker, model_tuner, debug, trainer_common, service, verl, "
         "trinity.",
         "  - x.yaml:3: `astuner.seed` must be a whole number, but is 'x' (str).",
     ]
@@ -300,7 +301,7 @@ def test_an_unknown_backbone_option() -> None:
     message = refusal(None, backbone="veral")
     assert message == (
         "command line: `astuner.backbone` is 'veral', but must be one of local, debug, verl, "
-        "trinity. Did you mean 'verl'?"
+        "trinity, tinker. Did you mean 'verl'?"
     )
 
 

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from astuner.errors import AstunerError, RequestError
 from astuner.service.service import Service
 from astuner.service.tenants import Tenants
+from astuner.service.wire.archives import ArchiveEndpoints
 from astuner.service.wire.rest import RestEndpoints
 from astuner.service.wire.sampling import SamplingEndpoints
 from astuner.service.wire.start import StartEndpoints
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[Request, str], Awaitable[Response]]
 """Answers the request of a tenant."""
 API = "/api/v1"
+PUBLIC = ("/healthz", ArchiveEndpoints.PUBLIC)
+"""Paths that are answered without a key."""
 
 
 def build_app(service: Service, tenants: Tenants, openai: ASGIApp | None = None) -> ASGIApp:
@@ -51,9 +54,10 @@ def build_app(service: Service, tenants: Tenants, openai: ASGIApp | None = None)
         TrainingEndpoints(service),
         SamplingEndpoints(service),
         RestEndpoints(service),
+        ArchiveEndpoints(service),
     )
     routes: list[Any] = [
-        route(method, path, handler, public=path == "/healthz")
+        route(method, path, handler, public=path in PUBLIC)
         for part in parts
         for method, path, handler in part.routes()
     ]

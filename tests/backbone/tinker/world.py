@@ -73,8 +73,6 @@ def remote_job(
     """The tiny job on the service."""
     job = tiny_job(model, runs, workflow, **trainer)
     job.config.backbone = "tinker"
-    job.config.model.device = "auto"
-    job.config.model.dtype = "auto"
     job.config.model.lora.alpha = 32
     job.config.service.base_url = url
     return job
