@@ -271,8 +271,7 @@ def test_all_problems_at_once(write) -> None:
         "  - x.yaml:2: unknown key `astuner.sed`; did you mean `astuner.seed`?",
         "  - command line: unknown key `astuner.nope`. `astuner` has: project_name, "
         "experiment_name, experiment_dir, backbone, seed, model, data, rollout, task_reader, "
-        "task_judge, env, context_tracker, model_tuner, debug, trainer_common, verl, "
-        "task_judge, context_tracker, model_tuner, debug, trainer_common, service, verl, "
+        "task_judge, env, context_tracker, model_tuner, debug, trainer_common, service, verl, "
         "trinity.",
         "  - x.yaml:3: `astuner.seed` must be a whole number, but is 'x' (str).",
     ]
