@@ -42,6 +42,7 @@ FEATURES = (
     "compaction",
     "multi-agent",
     "retries",
+    "many episodes",
     "old style",
 )
 Shown = dict[str, Any]

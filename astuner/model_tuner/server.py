@@ -24,6 +24,7 @@ from astuner.model_tuner.app import build_app
 from astuner.model_tuner.chat_completions import ChatCompletions
 from astuner.model_tuner.completions import Completions
 from astuner.model_tuner.dialects.counting import Count
+from astuner.model_tuner.own_paths import OwnPaths, own_base_url
 from astuner.model_tuner.relayed_chat import ByTarget, NoCompletions, relays
 from astuner.model_tuner.serving import Serving
 from astuner.model_tuner.session import AgentKey, Session, SessionBook, SessionSpec
@@ -68,10 +69,14 @@ class ProxyServer:
             raise AstunerError("The proxy is not started: call start() before using its base_url.")
         return self._listening.base_url
 
+    def base_url_of(self, session: Session) -> str:
+        """The address that a session's clients are given: one of its own, if it records."""
+        return own_base_url(self.base_url, session.place) if session.spec.record else self.base_url
+
     def start(self) -> Self:
         """Listen. Raises ConfigError when the address cannot be had."""
         if self._listening is None:
-            self._listening = _Listening(self.app, self._host, self._port)
+            self._listening = _Listening(OwnPaths(self.app), self._host, self._port)
         return self
 
     def close(self) -> None:
@@ -147,7 +152,7 @@ def _count(chat: ChatCompletions, elsewhere: Mapping[str, object]) -> Count:
 class _Listening:
     """A running uvicorn."""
 
-    def __init__(self, app: Starlette, host: str, port: int) -> None:
+    def __init__(self, app: OwnPaths, host: str, port: int) -> None:
         import uvicorn
 
         bound = _bind(host, port)

@@ -128,9 +128,11 @@ class Flight:
 class Session:
     """One episode's keys, calls, limits and counters. Made by `open_session`."""
 
-    def __init__(self, spec: SessionSpec, server: ProxyServer) -> None:
+    def __init__(self, spec: SessionSpec, server: ProxyServer, place: int = 0) -> None:
+        """`place` is its number among the server's sessions."""
         self.spec = spec
         self.server = server
+        self.place = place
         self._lock = threading.Lock()
         self._agents: dict[tuple[str, str], AgentKey] = {}
         self._admitted: Counter[str] = Counter()
@@ -279,9 +281,10 @@ class SessionBook:
         self._agents: dict[str, AgentKey] = {}
         self._dead: OrderedDict[str, str] = OrderedDict()
         self._open: dict[int, Session] = {}
+        self._places = itertools.count(1)
 
     def open(self, spec: SessionSpec, server: ProxyServer) -> Session:
-        session = Session(spec, server)
+        session = Session(spec, server, next(self._places))
         with self._lock:
             self._open[id(session)] = session
         return session

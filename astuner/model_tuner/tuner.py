@@ -67,7 +67,8 @@ class ModelTuner:
         `target_tag` is matched with the workflow's `trainable_targets`. The same
         arguments give the same key, which dies with the episode."""
         agent = self._session.agent(agent_name, target_tag)
-        return OpenAIEndpoint(self._session.server.base_url, agent.api_key, self.model_name)
+        base_url = self._session.server.base_url_of(self._session)
+        return OpenAIEndpoint(base_url, agent.api_key, self.model_name)
 
     @overload
     def as_raw_openai_sdk_client(

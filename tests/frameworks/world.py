@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from astuner.engine.fake import FakeEngine
 from astuner.engine.protocol import SamplingParams, TokenChunk
 from astuner.model_tuner import SessionSampling, TunerServer
 from astuner.task_runner.runner import EpisodeRunner, RunnerSettings
-from astuner.types import Episode, MaskReason, TokenIds
+from astuner.types import Episode, MaskReason, TokenIds, token_ids
 from tutorial.frameworks.sums import graded
 
 QUESTION = "What is 17 + 25, and what is 12 * 12?"
@@ -143,25 +144,47 @@ async def run(
     what: type[Workflow],
     *replies: str,
     engine: type[FakeEngine] = FakeEngine,
-    max_tokens: int = 2000,
-    answer: Callable[[Sequence[int]], Sequence[int]] | None = None,
 ) -> Ran:
-    """One episode over a real socket, with these replies one after the other (or `answer`
-    from the prompt's ids). Every sampled token must be trained in one timeline at most."""
-    script = answer or [ids(f"{reply}⟧") for reply in replies]
-    fake = engine(script, max_context=200_000)
-    with TunerServer(fake, Codec(), call_timeout=60.0) as server:
-        runner = EpisodeRunner(what, None, server, RunnerSettings(episode_timeout=60.0))
-        episode = await runner.run(
-            WorkflowTask(task=TASK, task_id="t", episode_id="e"),
-            group_id="g",
-            seed=1,
-            sampling=SessionSampling(max_tokens=max_tokens),
+    """One episode over a real socket, with these replies one after the other. Every sampled
+    token must be trained in one timeline at most."""
+    fake = engine([ids(f"{reply}⟧") for reply in replies], max_context=200_000)
+    with served(what, fake) as runner:
+        episode = await play(runner, "e")
+        return Ran(episode, fake, dict(runner.counters))
+
+
+async def run_many(what: type[Workflow], first: str, last: str) -> list[Ran]:
+    """Two episodes one after the other and then four at once: what a framework keeps from
+    one episode to the next must not disturb it. The tools' results are answered with `last`."""
+
+    def answer(prompt: Sequence[int]) -> list[int]:
+        solved = "⟧\n⟦tool\n" in text_of(token_ids(prompt)) or "Observation:\n42" in text_of(
+            token_ids(prompt)
         )
+        return ids(f"{last if solved else first}⟧")
+
+    fake = FakeEngine(answer, max_context=200_000)
+    with served(what, fake) as runner:
+        episodes = [await play(runner, f"e{n}") for n in range(2)]
+        episodes += await asyncio.gather(*(play(runner, f"e{n}") for n in range(2, 6)))
+        return [Ran(episode, fake, dict(runner.counters)) for episode in episodes]
+
+
+@contextmanager
+def served(what: type[Workflow], engine: FakeEngine) -> Generator[EpisodeRunner]:
+    with TunerServer(engine, Codec(), call_timeout=60.0) as server:
+        runner = EpisodeRunner(what, None, server, RunnerSettings(episode_timeout=100.0))
+        yield runner
         runner.close()
+
+
+async def play(runner: EpisodeRunner, episode_id: str) -> Episode:
+    task = WorkflowTask(task=TASK, task_id="t", episode_id=episode_id)
+    sampling = SessionSampling(max_tokens=2000)
+    episode = await runner.run(task, group_id="g", seed=1, sampling=sampling)
     trained = sum(s.num_trained for s in episode.samples)
     assert trained <= sum(len(c.completion_ids) for c in episode.calls)
-    return Ran(episode, fake, dict(runner.counters))
+    return episode
 
 
 def sampled(*replies: str) -> int:

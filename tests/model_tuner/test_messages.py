@@ -229,7 +229,7 @@ async def test_either_header_and_one_of_ours_among_several(make: Make) -> None:
     world = make("a")
     world.server.start()
     endpoint = world.tuner.as_anthropic_baseurl_apikey()
-    assert endpoint.base_url == world.server.base_url.removesuffix("/v1")
+    assert endpoint.base_url == world.server.base_url.replace("/v1", "/s1")
     body = {"model": "m", "max_tokens": 9, "messages": USER}
     ours, theirs = endpoint.api_key, "sk-ant-from-the-environment"
     url = f"{endpoint.base_url}/v1/messages"

@@ -482,7 +482,7 @@ async def test_a_thousand_calls_at_once_over_http(make: Make) -> None:
 
 async def post(endpoint: Any, text: str) -> Any:
     """By hand: an httpx client needs seconds to keep track of a thousand connections."""
-    host, port = endpoint.base_url.removeprefix("http://").removesuffix("/v1").split(":")
+    host, port = endpoint.base_url.removeprefix("http://").split("/")[0].split(":")
     body = json.dumps({"messages": [{"role": "user", "content": text}]})
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(

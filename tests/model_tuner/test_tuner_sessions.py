@@ -35,11 +35,35 @@ def test_one_key_for_each_session_agent_and_target(make: Make) -> None:
     one, two = world.session("e1"), world.session("e2")
     first = one.tuner.as_oai_baseurl_apikey("a", "x")
     assert first == one.tuner.as_oai_baseurl_apikey("a", "x")
-    assert (first.base_url, first.model) == (world.server.base_url, "astuner")
+    assert first.base_url == world.server.base_url.replace("/v1", "/s1/v1")
+    assert first.model == "astuner"
     others = [one.tuner.as_oai_baseurl_apikey("a", "y"), one.tuner.as_oai_baseurl_apikey("b", "x")]
     keys = [e.api_key for e in (first, *others, two.tuner.as_oai_baseurl_apikey("a", "x"))]
     assert len(set(keys)) == 4
     assert all(key.startswith("sk-astuner-") for key in keys)
+
+
+async def test_every_session_has_an_address_of_its_own_and_the_key_says_who_asks(
+    make: Make,
+) -> None:
+    world = make("a")
+    world.server.start()
+    one, two = world.session("e1"), world.session("e2")
+    addresses = [s.tuner.as_oai_baseurl_apikey().base_url for s in (one, two)]
+    assert addresses[0] != addresses[1]
+    served = world.session("e3", record=False)
+    addresses.append(served.tuner.as_oai_baseurl_apikey().base_url)
+    assert addresses[2] == world.server.base_url
+    async with httpx.AsyncClient(timeout=20) as client:
+        for address in addresses:
+            headers = {"Authorization": f"Bearer {one.agent('default', 'default').api_key}"}
+            body = {"messages": USER}
+            done = await client.post(f"{address}/chat/completions", json=body, headers=headers)
+            assert done.json()["choices"][0]["message"]["content"] == "a"
+        lost = await client.get(f"{addresses[0]}/v1/models", headers=headers)
+        assert lost.status_code == 404
+        assert "/v1/v1/models: Not Found. The base URL of this client" in lost.text
+    assert (len(one.calls), len(two.calls)) == (3, 0)
 
 
 def test_no_key_after_the_episode(make: Make) -> None:
