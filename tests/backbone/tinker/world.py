@@ -51,6 +51,7 @@ class Running:
             time.sleep(0.01)
 
     def close(self) -> None:
+        """May be called twice."""
         self._server.should_exit = True
         self._thread.join(30)
         host: Any = self.base.host
