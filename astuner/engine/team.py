@@ -153,8 +153,12 @@ class Team:
     def _held(self, seat: Seat) -> Generator[tuple[str, int]]:
         """The seat's weights and their version; they are not released meanwhile."""
         with self._lock:
-            version = 0 if seat.of is None else max(0, self.version - seat.back)
-            weights = BASE if seat.of is None else self._kept[seat.of][version]
+            version, weights = 0, BASE
+            if seat.of is not None:
+                kept = self._kept[seat.of]
+                # A resumed run that now wants older weights than it kept gets the oldest.
+                version = min(v for v in kept if v >= max(0, self.version - seat.back))
+                weights = kept[version]
             self._streams[weights] += 1
         try:
             yield weights, version

@@ -1,4 +1,4 @@
-"""`learning_curve.png`: training reward and held-out score over the steps.
+"""`learning_curve.png`: training reward (of each target too) and held-out score over the steps.
 
 Drawn from `metrics.jsonl` alone, so it can be drawn of any run, also an unfinished
 one. Without matplotlib, or with nothing to draw, it says so and returns None: a
@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from astuner.tracking.console import target_rewards
 from astuner.tracking.metrics_file import read_metrics
 
 log = logging.getLogger(__name__)
 REWARD, HELD_OUT = "reward/mean", "eval/score"
 INK, BLUE, ORANGE = "#333333", "#4c78a8", "#e45756"
+OTHERS = ("#54a24b", "#b279a2", "#eeca3b", "#9d755d")
+"""Of targets, in the order of their names."""
 
 
 def learning_curve(run_dir: Path) -> Path | None:
@@ -53,6 +57,9 @@ def _draw(axes: Any, steps: Mapping[int, Mapping[str, float]], title: str) -> No
         x, y = zip(*reward, strict=True)
         axes.plot(x, y, color=BLUE, alpha=0.3, linewidth=1)
         axes.plot(x, smooth(y), color=BLUE, linewidth=2, label="training reward (mean, smoothed)")
+    for color, (target, points) in zip(cycle(OTHERS), curve_targets(steps).items(), strict=False):
+        x, y = zip(*points, strict=True)
+        axes.plot(x, smooth(y), color=color, linewidth=1.2, label=f"reward of {target}")
     if held_out:
         x, y = zip(*held_out, strict=True)
         axes.plot(x, y, "o--", color=ORANGE, linewidth=1.2, markersize=6, label="held-out score")
@@ -75,6 +82,15 @@ def _draw(axes: Any, steps: Mapping[int, Mapping[str, float]], title: str) -> No
     axes.spines[["top", "right"]].set_visible(False)
     axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+
+
+def curve_targets(steps: Mapping[int, Mapping[str, float]]) -> dict[str, list[tuple[int, float]]]:
+    """Target -> (step, mean reward), where rewards were given by target."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for step, metrics in steps.items():
+        for target, reward in target_rewards(metrics).items():
+            points.setdefault(target, []).append((step, reward))
+    return dict(sorted(points.items()))
 
 
 def smooth(values: Sequence[float], weight: float = 0.7) -> list[float]:

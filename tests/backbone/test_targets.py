@@ -11,13 +11,20 @@ import pytest
 from safetensors.numpy import load_file
 
 from astuner import TunedModel
+from astuner.backbone.context import RunContext
+from astuner.backbone.local import evaluate
+from astuner.backbone.report import checkpoint_of
 from astuner.chat.byte_codec import ByteCodec
+from astuner.config.load import load_config
 from astuner.engine.fake import FakeEngine
 from astuner.errors import CheckpointError, ConfigError
+from astuner.launcher import in_own_thread
 from astuner.model_tuner import SessionSampling, SessionSpec, TunerServer
+from astuner.task_reader import TaskSplits
 from astuner.tracking import read_episodes
+from tests.tiny_run import tasks
 
-from .two_agents import OneTrained, early_share, late_share, two_agent_job
+from .two_agents import OneTrained, Opposites, early_share, late_share, two_agent_job
 
 pytestmark = pytest.mark.timeout(200)
 OWN: dict[str, Any] = {"lora": {}}
@@ -86,6 +93,28 @@ def test_each_target_of_a_run_can_be_opened_and_merged(opposites: Path, tmp_path
     assert {tag: m[-1]["content"] for tag, m in validated.items()} == said
     with pytest.raises(CheckpointError, match=r"no target 'seer'.*early, late"):
         TunedModel.load(opposites, target="seer")
+
+
+def test_a_run_is_scored_again_with_all_its_adapters(opposites: Path) -> None:
+    loaded = load_config(opposites / "config.yaml")
+    splits = TaskSplits(tasks(4), tasks(2))
+    context = RunContext(loaded, opposites, Opposites, None, splits)
+    result = in_own_thread(lambda: evaluate(context, checkpoint_of(opposites)))
+    summary = json.loads((opposites / "summary.json").read_text())
+    assert result.score == summary["eval_after"]
+    assert set(result.metrics) == {"reward", "failed", "reward/early", "reward/late"}
+
+
+def test_rollouts_may_run_ahead(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Asynchronously: tokens lag by at most one version, also beside an old opponent."""
+    targets = {"early": OWN, "late": {"version": -3, "of": "early"}}
+    job = two_agent_job(tiny_model_dir, tmp_path, targets, OneTrained, total_steps=5)
+    job.config.rollout.max_staleness = 1
+    job.config.trainer_common.val_before_train = False
+    job.tune()
+    lags = [m["staleness/max"] for m in metrics(tmp_path / "tiny")]
+    assert len(lags) == 5 and max(lags) <= 1.0
+    assert not any("groups_too_stale" in name for m in metrics(tmp_path / "tiny") for name in m)
 
 
 def test_a_run_goes_on_bitwise(tiny_model_dir: Path, tmp_path: Path) -> None:

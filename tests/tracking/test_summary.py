@@ -19,7 +19,7 @@ from astuner.tracking import (
     summary_table,
     write_summary,
 )
-from astuner.tracking.curve import smooth
+from astuner.tracking.curve import curve_targets, smooth
 from astuner.tracking.summary import duration
 
 from .records import sample
@@ -97,6 +97,20 @@ def test_the_curve_is_a_picture(tmp_path: Path) -> None:
     header = path.read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(header[16:20]), int.from_bytes(header[20:24])) == (1200, 675)
+
+
+def test_each_target_has_a_line_of_its_own(tmp_path: Path) -> None:
+    plain = curve_of(tmp_path, {"reward/mean": 0.5})
+    assert plain is not None
+    without = plain.read_bytes()
+    rewards = {"reward/mean": 0.5, "reward/wolf/mean": 1.0, "reward/villager/mean": 0.25}
+    assert curve_targets({1: rewards, 2: {"reward/wolf/mean": 0.5}}) == {
+        "villager": [(1, 0.25)],
+        "wolf": [(1, 1.0), (2, 0.5)],
+    }
+    path = curve_of(tmp_path, rewards)
+    assert path is not None
+    assert path.read_bytes() != without
 
 
 def test_no_curve_without_rewards_or_metrics(tmp_path: Path) -> None:
