@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 
 # verl and Ray live in environments of their own, outside the checkout (scripts/named_env.py).
 IN_ENV = $(PYTHON) scripts/install.py --env
-NOT_HERE := not (verl or verl_vllm or frameworks or frameworks_openai2 or gpu or slow)
+NOT_HERE := not (verl or verl_vllm or trinity or frameworks or frameworks_openai2 or gpu or slow)
 # With verl come older transformers and omegaconf; what does not meet them was tested by `make test`.
 OTHER_VERSIONS := tests/backbone tests/config tests/chat tests/engine tests/shipped/test_verl_page.py
 
-.PHONY: help quickstart test test-fast test-verl test-verl-vllm run-frameworks test-frameworks docs-frameworks test-service lint docs install install-dev check-python clean
+.PHONY: help quickstart test test-fast test-verl test-verl-vllm test-trinity run-frameworks test-frameworks docs-frameworks test-service lint docs install install-dev check-python clean
 
 help:
 	@echo "make quickstart   set up, get a small model and tune it on arithmetic (about 10 minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-fast    set up and run the tests that need no real model (under two minutes)"
 	@echo "make test-verl    set up verl's own environment (2 GB) and run in it what needs it (about 15 minutes)"
 	@echo "make test-verl-vllm   the same with vLLM for CPUs (4 GB): its one slow run"
+	@echo "make test-trinity set up Trinity-RFT's own environment (3 GB) and run in it what needs it"
 	@echo "make test-frameworks  set up the agent frameworks' two environments (1.2 GB) and run in them what needs them"
 	@echo "make test-service  set up two versions of the tinker SDK (2 GB) and run what drives the service with them"
 	@echo "make lint         ruff and pyright"
@@ -49,6 +50,9 @@ test-verl: check-python
 
 test-verl-vllm: check-python
 	@$(IN_ENV) verl-vllm-cpu -- env ASTUNER_TEST_ENV=verl-vllm-cpu python -m pytest -m verl_vllm
+
+test-trinity: check-python
+	@$(IN_ENV) trinity -- env ASTUNER_TEST_ENV=trinity python -m pytest -m trinity tests/backbone/trinity
 
 # What ran is written down; docs/frameworks.md must say just that.
 RAN := build/frameworks

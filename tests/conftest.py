@@ -20,6 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 NEEDS = {
     "verl": ("verl", "ray"),
     "verl_vllm": ("verl", "ray", "vllm"),
+    "trinity": ("trinity", "ray", "tinker", "vllm"),
     "frameworks": ("langchain", "agents", "smolagents"),
     "frameworks_openai2": ("crewai",),
 }
@@ -28,6 +29,7 @@ NEEDS = {
 RUN_BY = {
     "verl": "make test-verl",
     "verl_vllm": "make test-verl-vllm",
+    "trinity": "make test-trinity",
     "frameworks": "make test-frameworks",
     "frameworks_openai2": "make test-frameworks",
 }

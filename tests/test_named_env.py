@@ -268,7 +268,7 @@ def test_every_package_has_one_version_and_no_address(path: Path) -> None:
 
 
 def test_every_list_but_one_is_an_environment() -> None:
-    assert {"frameworks", "frameworks-openai2", "verl", "verl-vllm-cpu"} <= set(named_env.names())
+    assert {"frameworks", "trinity", "verl", "verl-vllm-cpu"} <= set(named_env.names())
     assert "tested" not in named_env.names()
 
 
@@ -292,6 +292,20 @@ def test_a_named_environment_has_what_astuner_and_its_tests_ask_for(name: str) -
     (verl,) = [r for r in project["optional-dependencies"]["verl"] if r.startswith("verl")]
     assert verl.split("==")[1] == pinned["verl"]
     assert pinned["torch"] == pins(ROOT / "requirements" / "tested.txt")["torch"]
+
+
+def test_trinitys_environment_has_what_a_run_and_its_tests_ask_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["service"]]
+    wanted += ["pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "cloudpickle", "ray"]
+    pinned = pins(ROOT / "requirements" / "trinity.txt")
+    assert {plain(re.split(r"[<>=!\[]", one)[0]) for one in wanted} - set(pinned) == set()
+    [trinity, *_] = project["optional-dependencies"]["trinity"]
+    assert trinity.split("==")[1] == pinned["trinity-rft"]
+    assert pinned["torch"] == pins(ROOT / "requirements" / "tested.txt")["torch"]
+    # what Trinity needs and does not ask for, and what it asks for and cannot live with
+    assert {"greenlet", "vllm-cpu", "cbor2"} <= set(pinned)
+    assert (2, 0) <= tuple(map(int, pinned["numpy"].split(".")[:2])) < (2, 4)
 
 
 def pins(path: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from astuner.backbone.translation import translation_of
+from astuner.backbone.trinity.translate import to_trinity
 from astuner.backbone.verl.translate import to_verl
 from astuner.config.load import check_backbone, check_complete, load_config
 from astuner.loading import load_object
@@ -32,7 +33,8 @@ def test_a_config_can_be_run(path: Path) -> None:
     assert (judge is None) == (config.task_judge.judge_type == "none")
     settings = TrainSettings.from_config(config, steps_per_epoch=10)
     assert settings.total_steps == config.trainer_common.total_steps
-    assert config.backbone == ("verl" if "verl" in path.name else "local")
+    named = [name for name in ("verl", "trinity") if name in path.name]
+    assert config.backbone == (named or ["local"])[0]
     told = translation_of(config, config.backbone)
     assert (told.problems, told.notes) == ((), ())
 
@@ -61,3 +63,22 @@ def test_yaml_on_a_page_is_a_configuration(path: Path, tmp_path: Path) -> None:
         file = tmp_path / f"{number}.yaml"
         file.write_text(block)
         check_complete(load_config(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "settings"),
+    [
+        ("math_trinity", 2, {"mode": "both", "explorer.rollout_model.engine_num": 1,
+                             "synchronizer.sync_method": "nccl"}),
+        ("math_trinity_1gpu", 1, {"mode": "colocate", "synchronizer.sync_style": "fixed"}),
+        ("math_trinity_8gpu", 8, {"explorer.rollout_model.engine_num": 4,
+                                  "algorithm.policy_loss_fn_args.processes": 4}),
+        ("math_trinity_service", 1, {"trainer.trainer_type": "tinker", "model.tinker.rank": 16}),
+    ],
+)  # fmt: skip
+def test_a_config_becomes_trinitys(name: str, gpus: int, settings: dict[str, object]) -> None:
+    config = load_config(ROOT / f"configs/{name}.yaml").config
+    told = to_trinity(config, run_dir=Path("/runs/x"), service_url="http://x", device="cuda")
+    assert told["cluster.node_num"] * told["cluster.gpu_per_node"] == gpus
+    assert {key: told[key] for key in settings} == settings
+    assert told["trainer.total_steps"] == config.trainer_common.total_steps
