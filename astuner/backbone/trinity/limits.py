@@ -128,6 +128,13 @@ def _pools(config: AstunerConfig, device: Device) -> Iterator[Problem]:
     if route(config, device) == "service" or is_colocated(config):
         return
     own, trainer = config.rollout, config.trainer_common
+    if not is_async(config):
+        yield (
+            "rollout.mode",
+            f"is 'sync', but Trinity's own engines take turns on one GPU only, and "
+            f"`{full('trainer_common.n_gpus_per_node')}` is {trainer.n_gpus_per_node}. Set it to "
+            "1, or the mode to async.",
+        )
     pool, size = own.nnodes * own.n_gpus_per_node, own.tensor_model_parallel_size
     if pool % size:
         yield (
@@ -284,11 +291,6 @@ def _of_pace(config: AstunerConfig, device: Device) -> Iterator[str]:
             f"`{full('rollout.max_staleness')}` = {config.rollout.max_staleness} allows "
             "rollouts to run ahead, but `astuner.rollout.mode` is sync."
         )
-    if not config.trainer_common.use_kl_loss:
-        yield (
-            "Trinity asks the reference model for logprobs in every step, which "
-            "`astuner.trainer_common.use_kl_loss` false does not need; that takes time only."
-        )
 
 
 def _of_learning(config: AstunerConfig, device: Device) -> Iterator[str]:
@@ -299,7 +301,3 @@ def _of_learning(config: AstunerConfig, device: Device) -> Iterator[str]:
             "`astuner.model.lora`: adapters with Trinity's own engines have not been tried by "
             "astuner's makers, and reach vLLM through checkpoints on disk."
         )
-    yield (
-        "Episodes that fall into several timelines can fill more than one of verl's "
-        "mini-batches, each of which is an optimizer step."
-    )

@@ -180,6 +180,11 @@ BY_THE_SERVICE = (
 NO_GPUS = "the service takes what device it finds"
 REMARKS: Mapping[str, str] = {
     "trainer_common.optim.lr": "Adam's epsilon is Trinity's: 1e-12 on a service, 1e-8 with verl",
+    "trainer_common.use_kl_loss": "Trinity asks the reference model in every step either way",
+    "data.train_batch_size": (
+        "where episodes fall into several timelines, verl's trainer takes a further optimizer step "
+        "for every buffer.train_batch_size rows more"
+    ),
     "trainer_common.test_freq": "counted in batches played; the last one is validated afterwards",
 }
 """In what Trinity differs a little, whatever it is set to."""

@@ -225,11 +225,6 @@ TABLE: list[tuple[tuple[str, ...], Device, dict[str, Any]]] = [
         },
     ),
     (
-        ("rollout.mode=sync", "trainer_common.n_gpus_per_node=4", "rollout.n_gpus_per_node=4"),
-        "cuda",
-        {"mode": "both", "cluster.gpu_per_node": 8, "synchronizer.sync_style": "fixed"},
-    ),
-    (
         ("rollout.nnodes=2", "rollout.n_gpus_per_node=8", "trainer_common.nnodes=3",
          "rollout.tensor_model_parallel_size=4", "data.train_batch_size=12"),
         "cuda",
@@ -432,6 +427,8 @@ def test_without_flash_attention_the_trainer_does_not_ask_for_it() -> None:
         (("rollout.nnodes=2",), "cuda", "is 1, but `astuner.trainer_common.n_gpus_per_node` is 8"),
         (("data.train_batch_size=3", "rollout.num_repeat=3"), "cuda",
          "`astuner.data.train_batch_size` gives 9 episodes a step"),
+        (("rollout.mode=sync",), "cuda",
+         "`astuner.rollout.mode` is 'sync', but Trinity's own engines take turns on one GPU only"),
         (FULL, "cpu", "`astuner.model.lora.enable` is false, but a service trains adapters"),
         (("model.lora.target_modules=q_proj,v_proj",), "cpu",
          "is 'q_proj,v_proj', but a service can be told only all-linear, attn, mlp."),
