@@ -1,0 +1,1 @@
+"""Reasoning-gym's puzzles as environments of one step."""
