@@ -1,0 +1,1 @@
+"""A small game of Werewolf: several agents, one of which is trained."""
