@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 
 # verl and Ray live in environments of their own, outside the checkout (scripts/named_env.py).
 IN_ENV = $(PYTHON) scripts/install.py --env
-NOT_HERE := not (verl or verl_vllm or trinity or frameworks or frameworks_openai2 or gpu or slow)
+NOT_HERE := not (verl or verl_vllm or trinity or tinker or frameworks or frameworks_openai2 or gpu or slow)
 # With verl come older transformers and omegaconf; what does not meet them was tested by `make test`.
-OTHER_VERSIONS := tests/backbone tests/config tests/chat tests/engine tests/shipped/test_verl_page.py
+OTHER_VERSIONS := tests/backbone/test_*.py tests/backbone/spawned tests/backbone/verl tests/backbone/verl_cpu tests/config tests/chat tests/engine tests/shipped/test_verl_page.py
 
 .PHONY: help quickstart test test-fast test-verl test-verl-vllm test-trinity run-frameworks test-frameworks docs-frameworks test-service lint docs install install-dev check-python clean
 
