@@ -4,8 +4,8 @@ Each example of tutorial/frameworks plays the same scripted episodes, one after 
 four turns with two tool calls each, then the answer. The engine answers at once and the
 codec writes bytes, so that what takes time is the framework and the proxy. "proxy ms" is
 the time a call spends inside the proxy's app, "framework ms" the rest of the episode's
-time per call. The merge ratio is tokens of all calls, each as a sample of its own, over
-tokens of the samples made of them.
+time per call, "cpu ms" the processor time of both. The merge ratio is tokens of all calls,
+each as a sample of its own, over tokens of the samples made of them.
 
     python scripts/install.py --env frameworks -- python benchmarks/frameworks.py
     python scripts/install.py --env frameworks-openai2 -- python benchmarks/frameworks.py
@@ -82,10 +82,16 @@ def measure(workflow: type[Workflow], final: str, episodes: int) -> dict[str, st
     with server:
         runner = EpisodeRunner(workflow, None, server, RunnerSettings())
         asyncio.run(run(runner, 1))  # imports and first connections
-        timed.seconds, start = 0.0, time.perf_counter()
+        timed.seconds, start, cpu = 0.0, time.perf_counter(), time.process_time()
         done = asyncio.run(run(runner, episodes))
-        seconds = time.perf_counter() - start
-    return row(done, seconds, timed.seconds)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    calls = sum(len(e.calls) for e in done)
+    spent = {"proxy ms": timed.seconds, "framework ms": seconds - timed.seconds, "cpu ms": cpu}
+    return {
+        "calls": f"{calls / episodes:.0f}",
+        **{name: f"{1000 * value / calls:.2f}" for name, value in spent.items()},
+        **tokens(done),
+    }
 
 
 async def run(runner: EpisodeRunner, episodes: int) -> list[Episode]:
@@ -100,7 +106,8 @@ async def run(runner: EpisodeRunner, episodes: int) -> list[Episode]:
     return done
 
 
-def row(episodes: list[Episode], seconds: float, in_proxy: float) -> dict[str, str]:
+def tokens(episodes: list[Episode]) -> dict[str, str]:
+    """What became of them, in one episode."""
     calls = [c for e in episodes for c in e.calls]
     samples = [s for e in episodes for s in e.samples]
     masked: Counter[MaskReason] = Counter()
@@ -111,9 +118,6 @@ def row(episodes: list[Episode], seconds: float, in_proxy: float) -> dict[str, s
     del anew[None]
     why = ", ".join(f"{n // len(episodes)} {reason}" for reason, n in anew.items())
     return {
-        "calls": f"{len(calls) / len(episodes):.0f}",
-        "proxy ms": f"{1000 * in_proxy / len(calls):.2f}",
-        "framework ms": f"{1000 * (seconds - in_proxy) / len(calls):.2f}",
         "timelines": f"{len(samples) / len(episodes):.0f}",
         "new because": why,
         "trained": f"{sum(s.num_trained for s in samples) // len(episodes)}",

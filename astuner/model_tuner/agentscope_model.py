@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def agentscope_model(
-    endpoint: OpenAIEndpoint, *, stream: bool, timeout: float, context_size: int
+    endpoint: OpenAIEndpoint, *, stream: bool, http_client: Any, context_size: int
 ) -> Any:
-    """An OpenAIChatModel of whichever AgentScope is installed. `timeout` in seconds,
+    """An OpenAIChatModel of whichever AgentScope is installed, over `http_client`.
     `context_size` in tokens. Raises MissingDependency."""
     try:
         from agentscope.model import OpenAIChatModel  # pyright: ignore
@@ -30,7 +30,7 @@ def agentscope_model(
             "agentscope", "agentscope", "tuner.as_agentscope_model()"
         ) from error
     names = inspect.signature(OpenAIChatModel).parameters
-    client = {"timeout": timeout, "max_retries": 0}
+    client = {"http_client": http_client, "max_retries": 0}
     if "credential" in names:
         from agentscope.credential import OpenAICredential  # pyright: ignore
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from astuner.errors import MissingDependency
 from astuner.model_tuner.session import Session
@@ -100,19 +100,22 @@ class ModelTuner:
                 max_retries=0,
                 timeout=self._session.server.call_timeout + GRACE_SECONDS,
             )
-        import httpx
-
-        from astuner.model_tuner.in_process import InProcessTransport
-
-        # The SDK takes httpx clients, though the type it names is its successor's.
-        transport: Any = InProcessTransport(self._session.server.app)
-        client = httpx.AsyncClient(transport=transport)
         return openai.AsyncOpenAI(
             base_url=IN_PROCESS_URL,
             api_key=self._session.agent(agent_name, target_tag).api_key,
             max_retries=0,
-            http_client=cast(Any, client),
+            http_client=self._in_process(),
         )
+
+    def _in_process(self) -> Any:
+        """For the openai SDK, which takes httpx clients, though the type it names is its
+        successor's. Not bound to an event loop, and nothing to close."""
+        import httpx
+
+        from astuner.model_tuner.in_process import InProcessTransport
+
+        transport: Any = InProcessTransport(self._session.server.app)
+        return httpx.AsyncClient(transport=transport)
 
     def as_anthropic_baseurl_apikey(
         self, agent_name: str = "default", target_tag: str = "default"
@@ -177,7 +180,8 @@ class ModelTuner:
         *,
         stream: bool = False,
     ) -> Any:
-        """AgentScope's own OpenAIChatModel (1.0.x or 2.x, whichever is installed).
+        """AgentScope's own OpenAIChatModel (1.0.x or 2.x, whichever is installed), calling the
+        proxy in process, without a socket.
 
         `debug_model` is returned instead for a target that is not trained, e.g. a strong
         model that plays the user. Raises MissingDependency without AgentScope."""
@@ -186,10 +190,11 @@ class ModelTuner:
         from astuner.model_tuner.agentscope_model import agentscope_model
 
         server = self._session.server
+        key = self._session.agent(agent_name, target_tag).api_key
         return agentscope_model(
-            self.as_oai_baseurl_apikey(agent_name, target_tag),
+            OpenAIEndpoint(IN_PROCESS_URL, key, self.model_name),
             stream=stream,
-            timeout=server.call_timeout + GRACE_SECONDS,
+            http_client=self._in_process(),
             context_size=server.max_context,
         )
 
