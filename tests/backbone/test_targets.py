@@ -14,6 +14,7 @@ from astuner import TunedModel
 from astuner.backbone.context import RunContext
 from astuner.backbone.local import evaluate
 from astuner.backbone.report import checkpoint_of
+from astuner.backbone.translation import translation_of
 from astuner.chat.byte_codec import ByteCodec
 from astuner.config.load import load_config
 from astuner.engine.fake import FakeEngine
@@ -255,3 +256,17 @@ def test_configuration_and_workflow_may_not_contradict(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         two_agent_job(tiny_model_dir, tmp_path, targets, OneTrained).tune()
+
+
+def test_explain_says_in_words_who_answers() -> None:
+    text = "model.targets={wolf: {lora: {rank: 4}, lr: 0.01}, old: {version: -2, of: wolf}}"
+    loaded = load_config(None, [text])
+    assert translation_of(loaded.config, "local").becomes["model.targets"] == (
+        "wolf: an adapter of its own (rank 4, lr 0.01); old: wolf 2 versions ago, not trained; "
+        "all other tags: the shared adapter"
+    )
+    debug = load_config(None, [text], backbone="debug").config
+    assert (
+        translation_of(debug, "debug").becomes["model.targets"].endswith("all other tags: the base")
+    )
+    assert translation_of(load_config(None).config, "local").becomes == {}
