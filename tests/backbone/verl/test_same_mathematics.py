@@ -273,3 +273,33 @@ def test_the_optimizer_is_adamw_with_our_numbers() -> None:
     group = optimizer.param_groups[0]
     assert type(optimizer) is torch.optim.AdamW
     assert (tuple(group["betas"]), group["eps"], group["weight_decay"]) == ((0.8, 0.95), 1e-8, 0.1)
+
+
+# ---------------------------------------------------------------- packed rows
+
+
+def test_rows_in_one_pack_do_not_see_each_other_without_flash_attention(
+    tiny_model_dir: Path,
+) -> None:
+    """On GPUs verl packs rows into one, tells them apart by their positions alone, and leaves
+    the rest to the attention (engine/fsdp/transformer_impl.py:1254). PyTorch's, which we ask
+    for where flash-attn is missing, has to keep them apart as well."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        tiny_model_dir, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    model.train()
+    rows = [torch.randint(0, 400, (length,)) for length in LENGTHS]
+    positions = torch.cat([torch.arange(len(row)) for row in rows])
+
+    def logits(ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        called = {"input_ids": ids[None], "position_ids": at[None], "attention_mask": None}
+        return model(**called, use_cache=False).logits[0]
+
+    packed = logits(torch.cat(rows), positions).split(LENGTHS)
+    for row, seen in zip(rows, packed, strict=True):
+        alone = logits(row, torch.arange(len(row)))
+        torch.testing.assert_close(seen, alone, rtol=0, atol=1e-5)
+    joined = logits(torch.cat(rows), torch.arange(sum(LENGTHS)))  # the figure can tell
+    assert (joined[LENGTHS[0] :] - torch.cat(packed)[LENGTHS[0] :]).abs().max() > 1e-3
