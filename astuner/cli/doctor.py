@@ -32,8 +32,9 @@ OPTIONAL = {
     "verl": "verl",
     "ray": "verl",
     "vllm": "verl",
+    "trinity-rft": "trinity",
 }
-CPU_ENVIRONMENT = "python scripts/install.py --env verl (in a checkout)"
+CPU_ENVIRONMENT = "python scripts/install.py --env {} (in a checkout)"
 
 
 def installed(package: str) -> str | None:
@@ -84,7 +85,7 @@ def backbones() -> list[tuple[str, str, str]]:
         ("debug", runs, mend),
         ("tinker", *tinker_here(missing)),
         ("verl", *verl_here(len(gpus()))),
-        ("trinity", "no", "not part of this version of astuner"),
+        ("trinity", *trinity_here(len(gpus()))),
     ]
 
 
@@ -100,11 +101,22 @@ def verl_here(num_gpus: int) -> tuple[str, str]:
     there = all(installed(package) for package in ("verl", "ray"))
     if num_gpus == 0:
         if not there:
-            return "no", f"to try it out on the CPU: {CPU_ENVIRONMENT}"
+            return "no", f"to try it out on the CPU: {CPU_ENVIRONMENT.format('verl')}"
         return "to try out", "no GPU: the CPU is very slow; local trains better on it"
     if not there or not any(installed(engine) for engine in ("vllm", "sglang")):
         return "no", 'pip install "astuner\\[verl]"'
     return "yes", f"trainer_common.n_gpus_per_node={num_gpus} uses all GPUs here"
+
+
+def trinity_here(num_gpus: int) -> tuple[str, str]:
+    """Likewise for Trinity-RFT, which needs no GPU over astuner's own service."""
+    there = all(installed(package) for package in ("trinity-rft", "ray", "tinker"))
+    if not there:
+        mend = CPU_ENVIRONMENT.format("trinity")
+        return "no", 'pip install "astuner\\[trinity]"' if num_gpus else mend
+    if num_gpus == 0 or not installed("vllm"):
+        return "yes", "over astuner's own service; local is faster on one machine"
+    return "yes", "its own engines were never tried by astuner's makers; verl was, on CPUs"
 
 
 def doctor() -> int:

@@ -156,6 +156,40 @@ def test_doctor_knows_what_verl_needs(
     assert types in said[1]
 
 
+@pytest.mark.parametrize(
+    ("packages", "num_gpus", "runs", "types"),
+    [
+        ((), 0, "no", "scripts/install.py --env trinity"),
+        ((), 8, "no", 'pip install "astuner\\[trinity]"'),
+        (("trinity-rft", "ray", "tinker"), 0, "yes", "over astuner's own service"),
+        (("trinity-rft", "ray", "tinker", "vllm"), 8, "yes", "never tried"),
+    ],
+)
+def test_doctor_knows_what_trinity_needs(
+    packages: tuple[str, ...], num_gpus: int, runs: str, types: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from astuner.cli import doctor
+
+    monkeypatch.setattr(doctor, "installed", lambda name: "1" if name in packages else None)
+    said = doctor.trinity_here(num_gpus)
+    assert said[0] == runs
+    assert types in said[1]
+
+
+def test_explain_prints_the_whole_translation_to_trinity(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("astuner:\n  trinity: {algorithm: {optimizer: {min_lr_ratio: 0.5}}}\n")
+    asked = ["explain", "--conf", str(path), "--backbone", "trinity"]
+    assert main([*asked, "rollout.engine=service", "rollout.mode=sync"]) == 0
+    out = capsys.readouterr().out
+    assert 'trinity: synchronizer.sync_style="fixed"' in out
+    assert "sets algorithm.optimizer.min_lr_ratio=0.5 instead of 0.0." in out
+    assert main([*asked, "rollout.engine=service", "rollout.temperature=0.5"]) == 2
+
+
 def test_doctor_says_that_local_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     assert "local" in capsys.readouterr().out

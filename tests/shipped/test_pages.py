@@ -33,8 +33,11 @@ from .artefacts import (
 )
 
 README = ROOT / "README.md"
-ELSEWHERE = [ROOT / "docs" / name for name in ("verl.md", "service.md", "service_users.md")]
-"""What can be run of these is run by test_verl_page.py and test_service_pages.py."""
+ELSEWHERE = [
+    ROOT / "docs" / name for name in ("verl.md", "trinity.md", "service.md", "service_users.md")
+]
+"""What can be run of these is run by test_verl_page.py, test_trinity_page.py and
+test_service_pages.py."""
 WITH_COMMANDS = [page for page in PAGES if commands(page, "astuner") and page not in ELSEWHERE]
 
 
