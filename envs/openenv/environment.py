@@ -55,7 +55,7 @@ class OpenEnv:
 
     def get_info(self) -> Any:
         """The environment's state, e.g. episode_id and step_count."""
-        return self._ask("state", {})
+        return self._ask("state", None)
 
     def close(self) -> None:
         self._session.close()
@@ -91,11 +91,12 @@ class OpenEnv:
                 cause="unavailable",
             ) from None
 
-    def _ask(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, kind: str, data: dict[str, Any] | None) -> dict[str, Any]:
         from websockets.exceptions import ConnectionClosed
 
         try:
-            self._socket.send(json.dumps({"type": kind, "data": data}))
+            message = {"type": kind} if data is None else {"type": kind, "data": data}
+            self._socket.send(json.dumps(message))
             reply: dict[str, Any] = json.loads(self._socket.recv(timeout=self._timeout))
         except TimeoutError:
             raise EnvError(

@@ -16,9 +16,12 @@ server = pytest.importorskip("websockets.sync.server", reason="the environment's
 pytestmark = pytest.mark.timeout(30)
 
 
-def answer(kind: str, data: dict[str, Any], session: dict[str, int]) -> dict[str, Any]:
+def answer(
+    kind: str, data: dict[str, Any], session: dict[str, int], has_data: bool
+) -> dict[str, Any]:
     """An echo that is done after two messages, and raises at "boom"."""
     if kind == "state":
+        assert not has_data, "the real server refuses it"
         return {"type": "state", "data": {"step_count": session["steps"]}}
     if kind == "reset":
         session["steps"] = 0
@@ -42,9 +45,10 @@ def url() -> Iterator[str]:
         session: dict[str, int] = {}
         for raw in socket:
             asked = json.loads(raw)
-            if asked["data"].get("message") == "die":
+            data = asked.get("data", {})
+            if data.get("message") == "die":
                 return
-            socket.send(json.dumps(answer(asked["type"], asked["data"], session)))
+            socket.send(json.dumps(answer(asked["type"], data, session, "data" in asked)))
 
     with server.serve(serve, "127.0.0.1", 0) as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)
