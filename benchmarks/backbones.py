@@ -6,7 +6,8 @@ Runs `configs/quickstart.yaml` once a backbone, one after the other, each in its
 environment (verl's is made by scripts/install.py), all of them on the CPU, in float32 and
 with the same few changes: see SAME. Runs show their own progress; then comes one table, and
 the rewards of each step. `--write` puts both, with commit and machine, into
-benchmarks/results/backbones.md. Nothing else should compute meanwhile. On the CPU verl shows
+benchmarks/results/backbones.md. Nothing else should compute meanwhile. For tinker an
+`astuner serve` of the same model is started beside the run and ended with it. On the CPU verl shows
 that it does the same, not how fast it is: it is made for GPUs.
 """
 
@@ -16,10 +17,13 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +35,7 @@ from astuner.tracking import read_metrics
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "backbones.md"
 INSTALL = [sys.executable, str(ROOT / "scripts" / "install.py"), "--env"]
-ENVIRONMENTS = {"local": None, "verl": "verl"}
+ENVIRONMENTS = {"local": None, "tinker": None, "verl": "verl"}
 SAME = {
     "model.dtype": "float32",
     "model.device": "cpu",
@@ -43,6 +47,8 @@ SAME = {
     "trainer_common.save_freq": 0,
     "trainer_common.resume_freq": 0,
 }
+SERVICE_SECONDS = 300.0
+"""For the service of tinker to load its model."""
 COLUMNS = (
     "backbone", "steps", "s/step", "rollout s", "train s", "publish s",
     "whole command s", "sampled", "trained", "held out before", "after",
@@ -62,16 +68,45 @@ class Run:
 
 def run(backbone: str, overrides: list[str], model: str, timeout: float) -> Run:
     """One run in the backbone's own environment. Raises CalledProcessError if it fails."""
-    with tempfile.TemporaryDirectory(prefix="astuner-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="astuner-bench-") as folder, ExitStack() as stack:
         command = [*_python_of(backbone), "-m", "astuner.cli", "--conf", "configs/quickstart.yaml"]
         command += ["--backbone", backbone, "--exp-dir", folder, f"model.path={model}", *overrides]
+        environment = dict(os.environ)
+        if backbone == "tinker":
+            url, key = stack.enter_context(service(model, Path(folder) / "service"))
+            command += [f"service.base_url={url}"]
+            environment["TINKER_API_KEY"] = key
         started = time.monotonic()
-        subprocess.run(command, cwd=ROOT, check=True, timeout=timeout)
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=timeout)
         seconds = time.monotonic() - started
         run_dir = Path(folder) / "quickstart"
         summary = json.loads((run_dir / "summary.json").read_text())
         metrics = read_metrics(run_dir / "metrics.jsonl")
     return Run(backbone, seconds, summary, [m for m in metrics.values() if "reward/mean" in m])
+
+
+@contextmanager
+def service(model: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """`astuner serve` on a free port; gives its address and key, and ends it by its pid."""
+    folder.mkdir()
+    log = folder / "log"
+    command = [sys.executable, "-m", "astuner.cli", "serve", "--model", model, "port=0"]
+    command += [f"data_dir={folder}", "model.device=cpu", "model.dtype=float32"]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + SERVICE_SECONDS
+        while not (found := re.search(r"Serving .* at (http://\S+) for", log.read_text())):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"astuner serve did not start:\n{log.read_text()}")
+            time.sleep(0.2)
+        yield found[1], (folder / "api-key").read_text().strip()
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _python_of(backbone: str) -> list[str]:

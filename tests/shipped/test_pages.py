@@ -34,10 +34,10 @@ from .artefacts import (
 
 README = ROOT / "README.md"
 ELSEWHERE = [
-    ROOT / "docs" / name for name in ("verl.md", "trinity.md", "service.md", "service_users.md")
+    ROOT / "docs" / f"{name}.md"
+    for name in ("verl", "trinity", "tinker", "service", "service_users")
 ]
-"""What can be run of these is run by test_verl_page.py, test_trinity_page.py and
-test_service_pages.py."""
+"""What can be run of these is run by a test of their own beside this one."""
 WITH_COMMANDS = [page for page in PAGES if commands(page, "astuner") and page not in ELSEWHERE]
 
 

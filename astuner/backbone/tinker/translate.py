@@ -47,6 +47,11 @@ BECOMES: Mapping[str, str] = {
 }
 """All other keys are read by astuner itself."""
 
+OWN = (
+    "The adapter's alpha, device, precision and micro-batches are the service's own (for astuner "
+    "serve: model.lora_alpha, model.device, model.dtype, model.micro_batch_tokens)."
+)
+
 PARTS: Mapping[str, tuple[str, ...]] = {
     "all-linear": ("attn", "mlp"),
     "attn": ("attn",),
@@ -76,14 +81,9 @@ def check(config: AstunerConfig) -> None:
 
 
 def notes(config: AstunerConfig) -> list[str]:
-    """What is the same, but slower, or as the service has it."""
-    found = [
-        "The adapter's alpha, device, precision and micro-batches are the service's own (for "
-        "astuner serve: model.lora_alpha, model.device, model.dtype, model.micro_batch_tokens)."
-    ]
-    if why := needs_forward_first(config):
-        found.append(f"Each update makes one more forward pass: {why}.")
-    return found
+    """What is the same, but slower."""
+    why = needs_forward_first(config)
+    return [f"Each update makes one more forward pass: {why}."] if why else []
 
 
 def translation(config: AstunerConfig) -> Translation:
@@ -91,7 +91,7 @@ def translation(config: AstunerConfig) -> Translation:
     told = [f"`{full(key)}` {message}" for key, message in problems(config)]
     if not config.service.base_url:
         told.append(f"`{full('service.base_url')}` must be set, e.g. http://127.0.0.1:8765.")
-    return Translation(becomes=BECOMES, notes=tuple(notes(config)), problems=tuple(told))
+    return Translation(becomes=BECOMES, notes=(OWN, *notes(config)), problems=tuple(told))
 
 
 def _lora(config: AstunerConfig) -> Iterator[Problem]:
