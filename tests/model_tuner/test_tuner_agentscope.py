@@ -38,6 +38,19 @@ def test_without_agentscope_the_install_line_is_told(
         world.tuner.as_agentscope_model(debug_model=object())
 
 
+async def test_the_tuner_is_a_model_only_for_agentscope(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner = make("a").tuner
+    for name in [n for n in sys.modules if n.split(".")[0] == "agentscope"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [_NoAgentscope(), *sys.meta_path])
+    with pytest.raises(AttributeError, match="'ModelTuner' object has no attribute 'formatter'"):
+        _ = tuner.formatter
+    with pytest.raises(MissingDependency, match=r'pip install "astuner\[agentscope\]"'):
+        await tuner([{"role": "user", "content": "hi"}])
+
+
 class _NoAgentscope:
     def find_spec(self, name: str, *_: Any) -> None:
         if name.split(".")[0] == "agentscope":
