@@ -21,7 +21,7 @@ help:
 	@echo "make test-verl    set up verl's own environment (2 GB) and run in it what needs it (about 15 minutes)"
 	@echo "make test-verl-vllm   the same with vLLM for CPUs (4 GB): its one slow run"
 	@echo "make test-trinity set up Trinity-RFT's own environment (3 GB) and run in it what needs it"
-	@echo "make test-frameworks  set up the agent frameworks' two environments (1.2 GB) and run in them what needs them"
+	@echo "make test-frameworks  set up the agent frameworks' two environments (1.6 GB) and run in them what needs them"
 	@echo "make test-service  set up two versions of the tinker SDK (2 GB) and run what drives the service with them"
 	@echo "make lint         ruff and pyright"
 	@echo "make docs         regenerate docs/config.md from the schema"
@@ -80,6 +80,7 @@ lint: install-dev
 
 docs: install-dev
 	$(BIN)/python -m astuner.config.reference > docs/config.md
+	$(BIN)/python -m astuner.config.reference service > docs/service_config.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -21,10 +21,6 @@ KEYS = {"alice": "tml-key-of-alice", "bob": "tml-key-of-bob", "carol": "tml-key-
 SECONDS = 100.0
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "tinker: needs the environments of `make test-service`")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("ASTUNER_TEST_ENV") == "tinker":
         return
