@@ -76,7 +76,7 @@ class Follower:
         self._validated: defaultdict[int, list[Episode]] = defaultdict(list[Episode])
         self._counters: Counter[str] = Counter()
         self._stage: Stage | None = None
-        self._last_line = 0.0
+        self._began = False
         self._read = 0
 
     def poll(self) -> None:
@@ -107,7 +107,8 @@ class Follower:
     def _show_stage(self) -> None:
         stage = read_stage(self._folder)
         total, step = self._settings.total_steps, self.state.step
-        if self._groups:
+        if self._groups or self._began:
+            self._began = True
             begun = step + 1 in self._batches
             stage = Stage("train" if begun else "rollout", min(step + 1, total), total)
         if stage is not None and stage != self._stage:
@@ -125,7 +126,10 @@ class Follower:
         waiting = self._validated[record.step]
         waiting += record.episodes
         if len(waiting) >= self._validations:
-            self.validated(newest_version(waiting), self._validated.pop(record.step))
+            episodes = self._validated.pop(record.step)
+            step = newest_version(episodes)
+            if step not in self.state.evals:  # the explorer goes on after the last step
+                self.validated(step, episodes)
 
     # ---------------------------------------------------------------- after a step
 

@@ -15,13 +15,14 @@ import json
 import shutil
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from astuner.backbone.assembly import UserParts, user_parts
 from astuner.backbone.context import RunContext, RunResult
 from astuner.backbone.report import finish
+from astuner.backbone.sinks import open_sinks
 from astuner.backbone.spawned import files
 from astuner.backbone.spawned.failing import failure
 from astuner.backbone.spawned.files import JobFile, write_job
@@ -36,13 +37,15 @@ from astuner.backbone.trinity.progress import TRAINER, Follower
 from astuner.backbone.trinity.requirements import choose_device, need_trinity
 from astuner.backbone.trinity.sections import FOLDER, Device, Facts, raw, route, tasks_folder
 from astuner.backbone.trinity.service_child import RunningService, start_service
+from astuner.backbone.trinity.surplus import Surplus
 from astuner.backbone.trinity.translate import check, to_trinity, warnings
 from astuner.backbone.trinity.workarounds import IN_MEMORY, Breaks
 from astuner.backbone.verl.progress import state_at
+from astuner.config.schema import AstunerConfig
 from astuner.engine.model_source import resolve_model
 from astuner.errors import AstunerError, BackboneError, CheckpointError, DeadlineExceeded
 from astuner.task_reader import TaskOrder
-from astuner.tracking import EpisodeStore, MetricSinks, RunDisplay
+from astuner.tracking import EpisodeStore, RunDisplay
 from astuner.trainer import TrainResult, TrainSettings
 from astuner.trainer.checkpoints import Checkpoint, TrainerState, check_resumable
 
@@ -90,6 +93,7 @@ def _shown(context: RunContext) -> dict[str, Any]:
 class Plan:
     """What is to be done, all of it checked."""
 
+    config: AstunerConfig
     run_dir: Path
     """Absolute: Trinity's processes have working directories of their own."""
     parts: UserParts
@@ -114,8 +118,6 @@ class Plan:
         val = self.config.rollout.val_kwargs
         return len(self.parts.tasks.validation[: val.max_tasks or None]) * val.num_repeat
 
-    config: Any = None
-
 
 def _plan(context: RunContext, parts: UserParts, device: Device) -> Plan:
     config, run_dir = context.config, context.run_dir.absolute()
@@ -139,7 +141,7 @@ def _plan(context: RunContext, parts: UserParts, device: Device) -> Plan:
     )
     resumes = found is not None
     return Plan(
-        run_dir, parts, model, facts, device, order, settings, state, resumes, changed, config
+        config, run_dir, parts, model, facts, device, order, settings, state, resumes, changed
     )
 
 
@@ -195,7 +197,8 @@ async def _train(
     access = (service.url, service.key) if service else None
     variables = driver_environment(folder, access)
     variables |= authentication(config.trainer_common.ray_address)
-    watched = Watched(follower, Breaks(folder / TRINITY.log), plan)
+    surplus = Surplus(plan.run_dir, plan.config.trainer_common, plan.settings.total_steps, access)
+    watched = Watched(follower, Breaks(folder / TRINITY.log), plan, surplus)
     child = Child([*DRIVER, str(folder)], folder, variables, log=TRINITY.log)
     stack.callback(child.close)
     try:
@@ -250,17 +253,8 @@ def trinity_settings(plan: Plan, service: RunningService | None) -> dict[str, An
 def _follower(stack: ExitStack, context: RunContext, plan: Plan, display: RunDisplay) -> Follower:
     from transformers import AutoTokenizer
 
-    config = context.config
     step = plan.state.step if plan.resumes else None
-    sinks = MetricSinks(
-        [name for name in config.trainer_common.logger if name != "console"],
-        context.run_dir,
-        config.project_name,
-        config.experiment_name,
-        asdict(config),
-        resume_step=step,
-    )
-    stack.callback(sinks.close)
+    sinks = open_sinks(stack, context, step)
     tokenizer: Any = AutoTokenizer.from_pretrained(plan.model, local_files_only=True)
     return Follower(
         plan.folder,
@@ -274,12 +268,14 @@ def _follower(stack: ExitStack, context: RunContext, plan: Plan, display: RunDis
 
 
 class Watched:
-    """A Follower that also minds what Trinity does not tell: that one of its halves broke off."""
+    """A Follower that also minds what Trinity does not: that one of its halves broke off, and
+    that checkpoints are too many."""
 
-    def __init__(self, follower: Follower, breaks: Breaks, plan: Plan) -> None:
+    def __init__(self, follower: Follower, breaks: Breaks, plan: Plan, surplus: Surplus) -> None:
         self._follower = follower
         self._breaks = breaks
         self._plan = plan
+        self._surplus = surplus
         self._broke = False
 
     def poll(self) -> None:
@@ -288,6 +284,7 @@ class Watched:
         self._follower.poll()
         if broke and self._follower.state.step < self._plan.settings.total_steps:
             raise failure(TRINITY, self._plan.folder, 1)
+        self._surplus.delete(self._follower.state.step)
 
     def signs(self) -> object:
         return self._follower.signs()

@@ -46,14 +46,16 @@ def call(version: int) -> Call:
     )
 
 
-def episode(name: str, repeat: int, reward: float | None, samples: Sequence[Sample]) -> Episode:
+def episode(
+    name: str, repeat: int, reward: float | None, samples: Sequence[Sample], version: int = 2
+) -> Episode:
     return Episode(
         episode_id=name,
         group_id="g0",
         task=Task(task_id="t"),
         repeat_index=repeat,
         split="train",
-        calls=(call(2),) if samples else (),
+        calls=tuple(call(version) for _ in samples),
         samples=tuple(samples),
         output=None,
         reward=reward,
@@ -65,15 +67,17 @@ def episode(name: str, repeat: int, reward: float | None, samples: Sequence[Samp
     )
 
 
-def group() -> Group:
-    """Rewards 1, 0, 0.5 and a failure; the first episode fell into two timelines."""
-    first = episode(
-        "e0", 0, 1.0, [sample("e0", 0, [0, 0, 1, 0, 1, 0]), sample("e0", 1, [0, 1, 1], version=3)]
+def group(version: int = 2) -> Group:
+    """Rewards 1, 0, 0.5 and a failure; the first episode fell into two timelines. `version` is
+    of the weights that answered its calls."""
+    first = [sample("e0", 0, [0, 0, 1, 0, 1, 0]), sample("e0", 1, [0, 1, 1], version=3)]
+    episodes = (
+        episode("e0", 0, 1.0, first, version),
+        episode("e1", 1, 0.0, [sample("e1", 0, [0, 0, 0, 1])], version),
+        episode("e2", 2, 0.5, [sample("e2", 0, [0, 1])], version),
+        episode("e3", 3, None, [sample("e3", 0, [0, 1])], version),
     )
-    second = episode("e1", 1, 0.0, [sample("e1", 0, [0, 0, 0, 1])])
-    third = episode("e2", 2, 0.5, [sample("e2", 0, [0, 1])])
-    failed = episode("e3", 3, None, [sample("e3", 0, [0, 1])])
-    return Group("g0", Task(task_id="t"), (first, second, third, failed), born_version=2)
+    return Group("g0", Task(task_id="t"), episodes, born_version=2)
 
 
 def all_failed() -> Group:
