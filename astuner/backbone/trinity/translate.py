@@ -15,7 +15,7 @@ from typing import Any
 from astuner.backbone import overriding
 from astuner.backbone.overriding import announced, pair
 from astuner.backbone.translation import Translation
-from astuner.backbone.trinity import learning, sections
+from astuner.backbone.trinity import learning, processes, sections
 from astuner.backbone.trinity.limits import assumed, check, notes, problems
 from astuner.backbone.trinity.sections import Device, Facts, Settings
 from astuner.config.keys import keys
@@ -223,11 +223,11 @@ def translated(
     told = {
         **sections.general(config, run_dir, way, resume=resume),
         **sections.model(config, way, facts, service_url),
-        **sections.cluster(config, way),
+        **processes.cluster(config, way),
         **sections.buffer(config, run_dir, facts),
-        **sections.explorer(config, way, facts),
-        **sections.trainer(config, way, facts),
-        **sections.synchronizer(config, way),
+        **processes.explorer(config, way, facts),
+        **processes.trainer(config, way, facts),
+        **processes.synchronizer(config, way),
         **learning.algorithm(config, way),
         **learning.optimizer(config),
     }
