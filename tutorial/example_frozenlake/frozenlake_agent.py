@@ -26,7 +26,7 @@ class FrozenLakeWorkflow(Workflow):
         messages = [{"role": "system", "content": SYSTEM_PROMPT}]
         reward, moves, turns, done = 0.0, 0, 0, False
         while not done and turns < MAX_TURNS:
-            messages.append({"role": "user", "content": str(observation)})
+            messages.append({"role": "user", "content": f"{observation} Your move?"})
             reply = await client.chat.completions.create(model="tuned", messages=messages)
             answer = reply.choices[0].message.content or ""
             messages.append({"role": "assistant", "content": answer})
