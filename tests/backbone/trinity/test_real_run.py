@@ -156,7 +156,7 @@ def test_the_same_run_as_local_then_resumed(tiny_model_dir: Path, tmp_path: Path
     assert sorted(trained) == [step for step in range(1, 17) for _ in range(16)]
 
 
-def test_failed_episodes_and_several_timelines(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_failed_episodes_while_rollouts_run_ahead(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Rollouts run ahead, every second episode fails, and the steps are all trained."""
     options = ["trainer_common.val_before_train=false", "trainer_common.test_freq=0"]
     with Launcher(tiny_model_dir, tmp_path, "FailsSometimes", 3, *options) as launcher:
