@@ -290,9 +290,8 @@ async def timed(work: Sequence[Coroutine[Any, Any, None]]) -> float:
 
 
 async def train(client: Client, data: list[list[int]]) -> None:
-    for part in chunks(data, CHUNK):
-        await client.train(part)
-    await client.step()
+    """All requests are on their way before the first answer is waited for."""
+    await asyncio.gather(*(client.train(part) for part in chunks(data, CHUNK)), client.step())
 
 
 async def draw(client: Client, data: list[list[int]], length: int) -> None:
