@@ -87,11 +87,15 @@ def environment_service(config: AstunerConfig) -> Generator[None]:
 
 @contextmanager
 def _pointed(config: AstunerConfig, url: str, list_url: str) -> Generator[None]:
+    """The configuration as processes of the run need it: a service that runs, not one to start."""
     env, listed = config.env, config.task_reader.env_service
-    before = env.url, listed.env_url, listed.env_type
-    env.url, listed.env_url = url, list_url
-    listed.env_type = listed.env_type or env.type or env.service
+    before = env.type, env.service, env.url
+    listed_before = listed.env_url, listed.env_type
+    env.type = env.type or env.service
+    env.service, env.url = "", url
+    listed.env_url, listed.env_type = list_url, listed.env_type or env.type
     try:
         yield
     finally:
-        env.url, listed.env_url, listed.env_type = before
+        env.type, env.service, env.url = before
+        listed.env_url, listed.env_type = listed_before

@@ -157,3 +157,19 @@ async def test_closing_the_pool_releases_what_is_left() -> None:
         for i in range(5):
             await envs.open(TASK, f"e{i}")
         assert len(Counting.open_now) == 5
+
+
+async def test_hundreds_at_once() -> None:
+    async with pool("Counting", max_instances=300) as envs:
+        opened = await asyncio.wait_for(
+            asyncio.gather(*(envs.open(Task(task_id=f"t{i}"), f"e{i}") for i in range(300))), 50
+        )
+        assert len(Counting.open_now) == 300
+        for env in opened:
+            await env.reset()
+        steps = await asyncio.wait_for(asyncio.gather(*(e.step("up") for e in opened)), 50)
+        assert {step[0] for step in steps} == {"at 1"}
+        for env in opened:
+            envs.release(env)
+        await until(lambda: envs.in_use == 0)
+        assert envs.counters["env/steps"] == 300

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from astuner.config.environment import environment_problems
 from astuner.config.schema import AstunerConfig
 from astuner.env.http import HttpEnvs
 from astuner.env.opening import environment_service, open_environments
@@ -57,6 +58,8 @@ async def test_a_run_with_its_own_service() -> None:
     with pytest.raises(ConfigError, match="nobody started it"):
         open_environments(config)
     with environment_service(config):
+        assert (config.env.type, config.env.service) == (COUNTING, ""), "nobody starts it again"
+        assert list(environment_problems(config)) == []
         tasks = read_tasks(config.task_reader, seed=0)
         assert [task.task_id for task in tasks.train] == ["train-0", "train-1", "train-2"]
         assert [task.task_id for task in tasks.validation] == ["val-0", "val-1", "val-2"]
@@ -67,7 +70,8 @@ async def test_a_run_with_its_own_service() -> None:
         assert (await env.step("up"))[:3] == ("at 1", 1.0, True)
         pool.close()
         assert httpx.get(f"{config.env.url}/healthz").text == "OK"
-    assert (config.env.url, config.task_reader.env_service.env_url) == ("", "")
+    assert (config.env.type, config.env.service, config.env.url) == ("", COUNTING, "")
+    assert config.task_reader.env_service.env_url == ""
 
 
 async def test_a_service_that_dies_fails_the_step_as_unavailable() -> None:
@@ -131,3 +135,14 @@ def test_numbered_tasks() -> None:
     splits = read_tasks(config.task_reader, seed=0)
     assert splits.train == [Task(task_id="train-0"), Task(task_id="train-1")]
     assert splits.validation == [Task(task_id="validation-0")]
+
+
+def test_keys_that_belong_together() -> None:
+    config = AstunerConfig()
+    assert list(environment_problems(config)) == []
+    config.env.service, config.env.url = COUNTING, "http://127.0.0.1:1"
+    assert [keys for keys, _ in environment_problems(config)] == [("env.service", "env.url")]
+    config.env.service = config.env.url = ""
+    for reader in ("environment", "env_service"):
+        config.task_reader.type = reader
+        assert [keys for keys, _ in environment_problems(config)] == [("task_reader.type",)]
