@@ -27,9 +27,17 @@ class TinkerModel(TinkerPolicy):
     """An `Engine` and a `Policy`."""
 
     def __init__(
-        self, connection: Connection, engine: TinkerEngine, adapter: Adapter, tokenizer: Any
+        self,
+        connection: Connection,
+        engine: TinkerEngine,
+        adapter: Adapter,
+        tokenizer: Any,
+        *,
+        in_turns: bool = False,
     ) -> None:
-        super().__init__(connection, engine, adapter, losses=find_loss, kls=find_kl)
+        super().__init__(
+            connection, engine, adapter, losses=find_loss, kls=find_kl, in_turns=in_turns
+        )
         self.max_context = engine.max_context
         self.tokenizer = tokenizer
 
@@ -71,7 +79,9 @@ async def open_model(config: AstunerConfig, connection: Connection) -> TinkerMod
     )
     lora = config.model.lora
     adapter = Adapter(offered.name, lora.rank, config.seed, lora_parts(lora.target_modules))
-    return TinkerModel(connection, engine, adapter, load_tokenizer(config.model.path))
+    tokenizer = load_tokenizer(config.model.path)
+    in_turns = config.rollout.max_staleness == 0
+    return TinkerModel(connection, engine, adapter, tokenizer, in_turns=in_turns)
 
 
 def choose(models: Sequence[Offered], config: AstunerConfig) -> Offered:

@@ -80,12 +80,16 @@ class TinkerPolicy:
         *,
         losses: Callable[[str], LossFn],
         kls: Callable[[str], KlFn],
+        in_turns: bool = False,
     ) -> None:
+        """`in_turns`: nothing samples while weights are published, so the service need not
+        keep those that are replaced."""
         self.engine = engine
         self.adapter = adapter
         self.connection = connection
         self._losses = losses
         self._kls = kls
+        self._in_turns = in_turns
         self._training: Any = None
         self._base_sampler: Any = None
         self._proven: set[str] = {"cross_entropy"}
@@ -228,9 +232,20 @@ class TinkerPolicy:
         return self._base_sampler
 
     async def _sampler(self) -> Any:
-        return await self.connection.ask(
-            "Publishing", lambda: self._training.save_weights_and_get_sampling_client()
-        )
+        """Of the weights as they are now."""
+
+        async def publish(**how: str) -> Any:
+            return await self.connection.ask(
+                "Publishing", lambda: self._training.save_weights_and_get_sampling_client(**how)
+            )
+
+        if self._in_turns:
+            try:
+                return await publish(kind="inflight")
+            except (TypeError, EngineError) as error:  # SDK 0.25 and older services lack it
+                log.info("Every published set of weights is kept by the service. %s", error)
+                self._in_turns = False
+        return await publish()
 
     async def _reference(self, samples: Sequence[Sample]) -> tuple[Floats, ...]:
         """Logprobs of the base model."""

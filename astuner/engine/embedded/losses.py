@@ -88,7 +88,7 @@ def non_finite(
         sample = samples[int(inputs.segments[bad])]
         return EngineError(
             f"The loss is {value}: sample {sample.sample_id!r} (episode {sample.episode_id!r}) "
-            f"has {name} {float(tensor[bad])}. Nothing of its micro-batch was added to the "
+            f"has {name} {float(tensor[bad].detach())}. Nothing of its micro-batch was added to the "
             "gradient; leave the sample out or lower the learning rate."
         )
     names = [sample.sample_id for sample in samples]

@@ -114,6 +114,25 @@ async def test_sampling_is_that_of_the_embedded_model(
     here.close()
 
 
+@pytest.mark.parametrize(("staleness", "kept"), [(0, 1), (1, 4)])
+async def test_what_is_replaced_is_not_kept_where_rollout_and_training_take_turns(
+    staleness: int, kept: int, service: Running, tiny_model_dir: Path
+) -> None:
+    config, shelf = config_of(service, tiny_model_dir), service.service.shelf
+    config.rollout.max_staleness = staleness
+    params = SamplingParams(max_tokens=3, seed=1)
+    before = shelf.resident
+    async with remote(config) as model:
+        await model.begin()
+        for step in range(1, 5):
+            await model.forward_backward(samples(proximal=False), LossSpec("policy_gradient"))
+            await model.optim_step(AdamParams(lr=0.01))
+            assert await model.publish() == step
+            drawn = await generate(model, [5, 6], params)
+            assert drawn.weight_versions.tolist() == [step] * len(drawn.token_ids)
+        assert shelf.resident - before == kept
+
+
 async def test_a_state_goes_on_and_old_ones_are_deleted(
     service: Running, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
