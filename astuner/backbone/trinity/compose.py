@@ -12,6 +12,8 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, cast
 
 from astuner.backbone.trinity.requirements import HOW
@@ -36,9 +38,24 @@ def compose(settings: Mapping[str, Any]) -> Any:
     if unknown:
         raise ConfigError(joined([_unknown(schema, key) for key in unknown]))
     config = _merged(schema, nested(settings))
-    if problems := list(_missing_parts(config)):
+    if problems := list(_missing_parts(config, settings)):
         raise ConfigError(joined(problems))
     return config
+
+
+def looked_up(settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Of raw settings, for `explain`: a note that Trinity cannot be asked here, or what it finds
+    wrong. Slow where it can: Trinity is imported."""
+    if not settings:
+        return [], []
+    if find_spec("trinity") is None:
+        where = "shows where it is installed."
+        return [f"Whether Trinity knows what is under `astuner.trinity` {where}"], []
+    try:
+        compose(settings)
+    except ConfigError as error:
+        return [], [str(error)]
+    return [], []
 
 
 def config_class() -> type:
@@ -97,10 +114,10 @@ PARTS: Mapping[str, tuple[str, str]] = {
 """Key -> module and name of the registry that its value is looked up in."""
 
 
-def _missing_parts(config: Any) -> Iterator[str]:
-    from importlib import import_module
-
+def _missing_parts(config: Any, settings: Mapping[str, Any]) -> Iterator[str]:
     for key, (module, attribute) in PARTS.items():
+        if key not in settings:
+            continue
         section, _, name = key.partition(".")
         value = getattr(getattr(config, section), name)
         registry = getattr(import_module(module), attribute)

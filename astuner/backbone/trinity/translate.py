@@ -16,6 +16,7 @@ from astuner.backbone import overriding
 from astuner.backbone.overriding import announced, pair
 from astuner.backbone.translation import Translation
 from astuner.backbone.trinity import learning, processes, sections
+from astuner.backbone.trinity.compose import looked_up
 from astuner.backbone.trinity.limits import assumed, check, notes, problems
 from astuner.backbone.trinity.sections import Device, Facts, Settings
 from astuner.config.keys import keys
@@ -249,11 +250,13 @@ def translation(config: AstunerConfig) -> Translation:
     """The translation for the device that the configuration names; for GPUs if it names none."""
     named = {key for of_key in BECOMES.values() for key in of_key}
     everything = _shown(config, None)
+    refused = [f"`astuner.{key}` {message}" for key, message in problems(config)]
+    unchecked, unknown = looked_up(raw(config))
     return Translation(
         becomes(config),
         {key: value for key, value in everything.items() if key not in named},
-        tuple(warnings(config)),
-        tuple(f"`astuner.{key}` {message}" for key, message in problems(config)),
+        (*warnings(config), *unchecked),
+        (*refused, *unknown),
     )
 
 

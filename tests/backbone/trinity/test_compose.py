@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from astuner.backbone.trinity.compose import PARTS, compose, config_class, is_known, nearest, nested
+from astuner.backbone.trinity.compose import (
+    PARTS,
+    compose,
+    config_class,
+    is_known,
+    looked_up,
+    nearest,
+    nested,
+)
 from astuner.backbone.trinity.limits import INSTEAD, LIFTED_BY
 from astuner.backbone.trinity.sections import Device, flat
 from astuner.backbone.trinity.translate import to_trinity
@@ -140,6 +148,19 @@ def test_which_keys_are_known(key: str, known: bool) -> None:
 def test_raw_settings_win() -> None:
     config = compose(settings("trinity.algorithm.optimizer.lr=0.5", "trinity.log.level=DEBUG"))
     assert (config.algorithm.optimizer.lr, config.log.level) == (0.5, "DEBUG")
+
+
+@pytest.mark.trinity
+def test_explain_says_what_trinity_does_not_know() -> None:
+    assert looked_up({}) == looked_up({"log.level": "DEBUG"}) == ([], [])
+    notes, [problem] = looked_up({"log.levl": "DEBUG"})
+    assert notes == [] and problem.endswith("Did you mean `astuner.trinity.log.level`?")
+
+
+def test_without_trinity_explain_says_that_it_cannot_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("astuner.backbone.trinity.compose.find_spec", lambda name: None)
+    [note], problems = looked_up({"log.levl": "DEBUG"})
+    assert problems == [] and note.startswith("Whether Trinity knows what is under")
 
 
 @pytest.mark.trinity
