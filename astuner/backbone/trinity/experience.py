@@ -57,6 +57,11 @@ def group_rows(group: Group, estimator: Estimator, *, kept: bool) -> list[Row]:
     return [_with_group(row, group.group_id, len(rows)) for row in rows]
 
 
+def no_rows(group_id: str) -> list[Row]:
+    """Of a group that was not played."""
+    return [_with_group(masked_row(0), group_id, 1)]
+
+
 def validation_rows(episodes: Sequence[Episode]) -> list[Row]:
     """What Trinity averages its own metrics of; it keeps none of them."""
     version = max((v for e in episodes for v in versions(e)), default=0)

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Literal
 
-from astuner.backbone.spawned.files import GroupRecord, spool_group
-from astuner.backbone.trinity.experience import Row, group_rows, validation_rows
+from astuner.backbone.spawned.files import STOP, GroupRecord, spool_group
+from astuner.backbone.trinity.experience import Row, group_rows, no_rows, validation_rows
 from astuner.backbone.trinity.opening import Desk
 from astuner.task_rollout import Place
 from astuner.trainer.batch import NO_VARIANCE, why_skipped, with_checked_rewards
@@ -22,9 +22,12 @@ async def train_rows(desk: Desk, index: int, step: int, place: int) -> list[Row]
     """Of a training task, by its index; `step` and `place` are the explorer's, from 1 and 0.
 
     A group from which nothing can be learnt gives a masked row. One without variance is
-    kept: its episodes count in the batch, as zeros. Raises UserCodeError or EngineError
+    kept: its episodes count in the batch, as zeros. Once the run is over nothing is played,
+    though Trinity's explorer goes on until it is ended. Raises UserCodeError or EngineError
     when nothing in the run works.
     """
+    if _is_over(desk):
+        return no_rows(Place(step, place).group_id)
     task = desk.job.tasks.train[index]
     group = with_checked_rewards(await desk.bench.rollout.group(task, Place(step, place)))
     [reason] = why_skipped([group], desk.settings)
@@ -35,10 +38,16 @@ async def train_rows(desk: Desk, index: int, step: int, place: int) -> list[Row]
 
 async def validation_task_rows(desk: Desk, index: int, step: int) -> list[Row]:
     """Of a validation task; `step` is the explorer's. Failed episodes are worth 0."""
+    if _is_over(desk):
+        return no_rows("")
     task = desk.job.tasks.validation[index]
     episodes = await desk.bench.rollout.validate(task, step, index)
     await _spool(desk, step, "validation", episodes[0].group_id, episodes, True)
     return validation_rows(episodes)
+
+
+def _is_over(desk: Desk) -> bool:
+    return (desk.folder / STOP).exists()
 
 
 async def _spool(

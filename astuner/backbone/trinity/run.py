@@ -285,6 +285,8 @@ class Watched:
         if broke and self._follower.state.step < self._plan.settings.total_steps:
             raise failure(TRINITY, self._plan.folder, 1)
         self._surplus.delete(self._follower.state.step)
+        if self._follower.state.step >= self._plan.settings.total_steps:
+            (self._plan.folder / files.STOP).touch()  # the explorer goes on by itself
 
     def signs(self) -> object:
         return self._follower.signs()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from astuner.backbone.spawned.files import SETTINGS, JobFile, SpoolReader, last_sign
+from astuner.backbone.spawned.files import SETTINGS, STOP, JobFile, SpoolReader, last_sign
 from astuner.backbone.trinity.engine import Answer, TrinityEngine
 from astuner.backbone.trinity.groups import train_rows, validation_task_rows
 from astuner.backbone.trinity.opening import Desk, open_desk, share
@@ -98,6 +98,15 @@ async def test_when_nothing_works_the_run_ends(tmp_path: Path, tiny_model_dir: P
         assert row.num_trained == 0 and not SpoolReader(tmp_path).new()[0].kept
         with pytest.raises(UserCodeError, match="a bug"):
             await train_rows(desk, index=1, step=1, place=1)
+
+
+async def test_once_the_run_is_over_nothing_is_played(tmp_path: Path, tiny_model_dir: Path) -> None:
+    with opened(tmp_path, tiny_model_dir, "a") as (desk, sampler):
+        (tmp_path / STOP).touch()
+        [row] = await train_rows(desk, index=0, step=1, place=0)
+        [of_validation] = await validation_task_rows(desk, index=0, step=1)
+    assert (row.num_trained, of_validation.num_trained, sampler.seeds) == (0, 0, [])
+    assert SpoolReader(tmp_path).new() == []
 
 
 async def test_a_validation_task(tmp_path: Path, tiny_model_dir: Path) -> None:
