@@ -82,7 +82,9 @@ def test_a_class_of_gymnasium() -> None:
 
 
 def test_a_class_and_a_file() -> None:
-    assert find_environment("tests.env.worlds->Counting")("t", {}).reset()[1] == {"goal": 2}
+    env: Any = find_environment("tests.env.worlds->Counting")("t", {})
+    assert env.reset()[1] == {"goal": 2}
+    env.close()
     file = Path(__file__).parent / "worlds.py"
     assert find_environment(f"{file}->Counting").__name__ == "Counting"  # pyright: ignore
 
