@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,7 @@ async def test_an_episode_through_client_and_server() -> None:
 
 
 async def test_trouble_of_the_service_has_its_cause() -> None:
+    worlds.Silent.answer = threading.Event()
     served = service(step_timeout=0.05)
     envs = client(served)
     error = await fails("refused", envs.create("Chess", "t", "i", {}))
