@@ -85,10 +85,10 @@ def non_finite(
         if tensor is None or bool(tensor.isfinite().all()):
             continue
         bad = int((~tensor.isfinite()).nonzero()[0])
-        sample = samples[int(inputs.segments[bad])]
+        sample, value_there = samples[int(inputs.segments[bad])], float(tensor.detach()[bad])
         return EngineError(
             f"The loss is {value}: sample {sample.sample_id!r} (episode {sample.episode_id!r}) "
-            f"has {name} {float(tensor[bad].detach())}. Nothing of its micro-batch was added to the "
+            f"has {name} {value_there}. Nothing of its micro-batch was added to the "
             "gradient; leave the sample out or lower the learning rate."
         )
     names = [sample.sample_id for sample in samples]
