@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,6 +82,8 @@ class Launcher:
 
     def __init__(self, model: Path, runs: Path, *options: str, stall: float = 200) -> None:
         self.run = runs / "tiny"
+        self.temporary = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+        """Its own, with a short name: below it are Unix sockets."""
         script = runs / "script.py"
         script.write_text(LAUNCHER)
         self.process = subprocess.Popen(
@@ -87,7 +91,7 @@ class Launcher:
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join([os.getcwd(), str(runs)]),
-                "RAY_TMPDIR": "/tmp",
+                "RAY_TMPDIR": str(self.temporary),
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -116,6 +120,7 @@ class Launcher:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait(30)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def gone(process: psutil.Process) -> bool:
@@ -130,19 +135,15 @@ def titles(processes: Sequence[psutil.Process]) -> list[str]:
     return [" ".join(p.cmdline()) for p in processes if not gone(p)]
 
 
-def temporary_folders() -> set[Path]:
-    return set(Path("/tmp").glob("astuner-*"))
-
-
 def test_stopped_resumed_and_killed(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Ctrl-C saves the step; a resume goes on after it; SIGKILL of the launcher leaves no
     process of Ray or verl behind, and no temporary file."""
-    before = temporary_folders()
     with Launcher(tiny_model_dir, tmp_path) as first:
         assert eventually(lambda: first.trained(1)), first.run
         first.process.send_signal(signal.SIGINT)
         assert eventually(lambda: first.process.poll() is not None)
         assert first.process.returncode == 0, first.output()
+        assert eventually(lambda: not list(first.temporary.iterdir()), 10)
     summary = json.loads((first.run / "summary.json").read_text())
     stopped_at = summary["steps"]
     assert summary["stopped"] and 1 <= stopped_at < 60
@@ -159,8 +160,8 @@ def test_stopped_resumed_and_killed(tiny_model_dir: Path, tmp_path: Path) -> Non
         for one in ("raylet", "gcs_server", "WatchedTaskRunner", "AgentLoopWorker"):
             assert one in started
         second.process.kill()
-        assert eventually(lambda: all(gone(p) for p in family), 30), titles(family)
-    assert eventually(lambda: temporary_folders() <= before, 10)
+        assert eventually(lambda: all(gone(p) for p in family), 60), titles(family)
+        assert eventually(lambda: not list(second.temporary.iterdir()), 30)
 
 
 def test_a_hung_weight_sync_ends_the_run(tiny_model_dir: Path, tmp_path: Path) -> None:
