@@ -37,7 +37,7 @@ class Opposites(Workflow):
 
 
 class OneTrained(Opposites):
-    trainable_targets: list[str] | None = ["early"]
+    trainable_targets: list[str] | None = ["early"]  # noqa: RUF012
 
 
 def two_agent_job(

@@ -11,8 +11,8 @@ from astuner.config.explain import explain
 from astuner.config.keys import get, keys, nearest, sections
 from astuner.config.load import check_backbone, check_complete, from_python, load_config
 from astuner.config.reference import render, render_service
-from astuner.config.service import SERVICE
 from astuner.config.schema import AstunerConfig
+from astuner.config.service import SERVICE
 from astuner.errors import ConfigError
 
 REPO = Path(__file__).parents[2]
