@@ -41,6 +41,16 @@ def remote_path(checkpoint: Path) -> str | None:
     return path.read_text().strip() if path.is_file() else None
 
 
+def sampler_path(run_dir: Path) -> str | None:
+    """The service's path of the newest sampler weights that Trinity's trainer has made."""
+    folder = job_folder(run_dir)
+    try:
+        step = int((folder / SAMPLER).read_text())
+        return (folder / f"global_step_{step}" / "remote_sampler_path.txt").read_text().strip()
+    except (OSError, ValueError):
+        return None
+
+
 def rewind(run_dir: Path, step: int, tasks_per_step: int) -> None:
     """Let Trinity's explorer go on where its trainer does.
 

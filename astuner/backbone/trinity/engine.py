@@ -123,9 +123,13 @@ def finish_reason(ids: Sequence[int], params: SamplingParams, limit: int) -> Fin
 class ServiceSampler:
     """Over the `tinker` SDK, with the sampler checkpoint that Trinity's model is at."""
 
-    def __init__(self, model: Any, client: Any) -> None:
-        """`model` is the Ray actor of Trinity's TinkerModel, `client` a ServiceClient."""
+    def __init__(
+        self, model: Any, client: Any, resumed: Callable[[], str | None] | None = None
+    ) -> None:
+        """`model` is the Ray actor of Trinity's TinkerModel, `client` a ServiceClient. `resumed`,
+        of a resumed run, tells the sampler weights that the trainer has made, once it has."""
         self._model = model
+        self._resumed = resumed
         self._client = client
         self._samplers: OrderedDict[str, Any] = OrderedDict()
         self._opening = asyncio.Lock()
@@ -141,13 +145,26 @@ class ServiceSampler:
 
         path = ""
         for _ in range(TRIES):
-            path = await self._model.get_model_path.remote()
+            path = await self._path()
             try:
                 async with self._opening:
                     return path, await self._sampler_of(path)
             except NotFoundError:
                 await asyncio.sleep(SECONDS_BETWEEN)
         raise EngineError(f"The service has no weights {path} any more, and Trinity no newer ones.")
+
+    async def _path(self) -> str:
+        """In a resumed run the model may still be at the base: at the start explorer and trainer
+        sync at the same time, and the explorer does not wait (cli/launcher.py:258,
+        manager/synchronizer.py:337). The trainer's weights are there then."""
+        path: str = await self._model.get_model_path.remote()
+        if "://" in path or self._resumed is None:
+            return path
+        for _ in range(TRIES):
+            if found := self._resumed():
+                return found
+            await asyncio.sleep(SECONDS_BETWEEN)
+        raise EngineError("Trinity's trainer has not brought the resumed weights to the service.")
 
     async def _sampler_of(self, path: str) -> Any:
         if path not in self._samplers:

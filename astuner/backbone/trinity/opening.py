@@ -30,6 +30,7 @@ from astuner.backbone.spawned.files import (
     read_job,
     sign_of_life,
 )
+from astuner.backbone.trinity.checkpoints import sampler_path
 from astuner.backbone.trinity.engine import Sampler, ServiceSampler, TrinityEngine, VllmSampler
 from astuner.chat import load_codec
 from astuner.task_rollout import RolloutSettings, Watchdog
@@ -73,7 +74,7 @@ def _tell_failure(task: asyncio.Task[Desk]) -> None:
 def _open(folder: Path, model: Any, loop: asyncio.AbstractEventLoop) -> Desk:
     job = read_job(folder)
     engine = TrinityEngine(
-        _sampler(model),
+        _sampler(model, folder, job.run_dir),
         loop,
         max_context=int(model.config.max_model_len),
         on_answer=partial(sign_of_life, folder, "a call was answered"),
@@ -132,11 +133,13 @@ def _runners(folder: Path) -> int:
     return engines * int(settings.get("explorer.runner_per_model", 1))
 
 
-def _sampler(model: Any) -> Sampler:
+def _sampler(model: Any, folder: Path, run_dir: Path) -> Sampler:
     if model.config.engine_type == "tinker":
         import tinker  # pyright: ignore[reportMissingImports]
 
-        return ServiceSampler(model.model, tinker.ServiceClient())
+        settings = json.loads((folder / SETTINGS).read_text())
+        resumed = partial(sampler_path, run_dir) if settings["continue_from_checkpoint"] else None
+        return ServiceSampler(model.model, tinker.ServiceClient(), resumed)
     import httpx
 
     http = httpx.AsyncClient(timeout=None)  # each call has a deadline of its own

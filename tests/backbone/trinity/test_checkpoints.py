@@ -39,10 +39,13 @@ def test_the_newest_checkpoint_is_what_trinity_says(tmp_path: Path) -> None:
 
 def test_the_explorer_goes_on_where_the_trainer_does(tmp_path: Path) -> None:
     folder = a_run(tmp_path)
+    (folder / "global_step_5").mkdir()
+    (folder / "global_step_5" / "remote_sampler_path.txt").write_text("tinker://x\n")
+    assert checkpoints.sampler_path(tmp_path) == "tinker://x"
     checkpoints.rewind(tmp_path, 4, 3)
     state = json.loads((folder / "explorer_meta.json").read_text())
     assert state == {"latest_iteration": 4, "taskset_states": [{"current_index": 12}]}
-    assert not (folder / "latest_state_dict_iteration.txt").exists()
+    assert checkpoints.sampler_path(tmp_path) is None
 
 
 def test_the_adapter_is_copied_from_the_service(tmp_path: Path) -> None:

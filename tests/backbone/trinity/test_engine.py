@@ -109,6 +109,17 @@ async def test_a_service_is_asked_with_our_seed_and_the_newest_weights() -> None
     assert asked[0]["prompt"].to_ints() == [1, 2]
 
 
+async def test_a_resumed_run_does_not_begin_with_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("astuner.backbone.trinity.engine.SECONDS_BETWEEN", 0.0)
+    newest = "tinker://r/sampler_weights/checkpoints-trinity-sampler-14"
+    found = [None, newest]
+    model = SimpleNamespace(get_model_path=Remote("/models/tiny"))
+    sampler = ServiceSampler(model, None, lambda: found.pop(0))
+    assert await sampler._path() == newest
+    with pytest.raises(EngineError, match="has not brought the resumed weights"):
+        await ServiceSampler(model, None, lambda: None)._path()
+
+
 async def test_vllm_takes_and_returns_ids() -> None:
     posted: list[Any] = []
 
