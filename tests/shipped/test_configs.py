@@ -17,6 +17,9 @@ from astuner.trainer import TrainSettings
 
 from .artefacts import CONFIGS, PAGES, ROOT, blocks, name_of
 
+SERVICE_PAGE = "service.md"
+"""Its YAML configures a service: test_service_pages.py."""
+
 
 def test_there_are_some() -> None:
     assert {"quickstart.yaml", "gsm8k.yaml"} <= {path.name for path in CONFIGS}
@@ -57,7 +60,7 @@ def test_a_config_for_gpus_becomes_verls(name: str, gpus: int, settings: dict[st
     assert told["trainer.total_training_steps"] == config.trainer_common.total_steps
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
+@pytest.mark.parametrize("path", [p for p in PAGES if p.name != SERVICE_PAGE], ids=name_of)
 def test_yaml_on_a_page_is_a_configuration(path: Path, tmp_path: Path) -> None:
     for number, block in enumerate(blocks(path, "yaml")):
         file = tmp_path / f"{number}.yaml"
