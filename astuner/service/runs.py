@@ -118,7 +118,8 @@ class RunBook:
 
     def create(self, record: RunRecord, operation: Operation, digest: str) -> str:
         """A new run, made by `operation`; returns the request's id. Raises RequestError (400)
-        when its number belongs to another."""
+        when its number belongs to another. A run that the store does not take is a failed
+        request: the same one, sent again, has to find an answer."""
         if record.run_id in self._runs and not self._futures.known(operation.request_id):
             raise RequestError(
                 f"The run {record.run_id} exists already.",
@@ -126,9 +127,14 @@ class RunBook:
                 param="model_seq_id",
             )
         if self._open_future(record, operation, digest):
+            try:
+                self._store.write([row(record)])
+            except CheckpointError as error:
+                self._observer.failed(operation.kind, record.tenant, "server")
+                self._futures.fail(operation.request_id, str(error), "server")
+                return operation.request_id
             run = _Run(record, OperationLog(CREATE, self._max_waiting))
             self._runs[record.run_id] = run
-            self._store.write([row(record)])
             run.log.add(CREATE, operation, time.monotonic())
             self._advance(run)
         return operation.request_id

@@ -496,6 +496,24 @@ async def test_a_full_disk_fails_what_must_be_kept_and_nothing_else(tmp_path: Pa
         await bob_is_fine(w)
 
 
+async def test_a_run_that_cannot_be_recorded_is_answered_so(tmp_path: Path) -> None:
+    store = FullStore()
+    async with world(tmp_path, store=store, poll_seconds=0.01) as w:
+        a = w.alice
+        session = await a.session()
+        wish = {"session_id": session, "model_seq_id": 0, "base_model": MODEL}
+        store.full = True
+        made = [await a.post("/create_model", wish) for _ in range(2)]
+        assert made[0] == made[1]
+        category, error = await a.failure(made[0])
+        assert category == "server" and "disk is full" in error
+        assert w.host.adapters == {} and list(store.scan("runs")) == []
+        store.full = False
+        await a.done(await a.post("/create_model", wish | {"model_seq_id": 1}))
+        assert len(w.host.adapters) == 1
+        await bob_is_fine(w)
+
+
 async def test_a_checkpoint_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         a = w.alice
