@@ -20,6 +20,7 @@ from astuner.env.wire import read_error, read_start, read_step
 from astuner.errors import EnvError
 
 MAX_CONNECTIONS = 256
+HIGHEST_PORT = 65535
 
 
 class HttpEnvs:
@@ -123,8 +124,18 @@ class HttpEnvs:
         payload = {"messages": {}, "params": {}, **body}
         url = f"{self._url}/{path}"
         try:
+            request = self._http.build_request("POST", url, json=payload, timeout=None)
+            if (request.url.port or 80) > HIGHEST_PORT:
+                raise httpx.InvalidURL(f"there is no port {request.url.port}")
+        except (httpx.InvalidURL, TypeError, ValueError) as error:
+            raise EnvError(
+                f"This cannot be sent to the environment service at {url}: {error}. Is env.url "
+                "an address, and does JSON know everything in the environment's parameters?",
+                cause="refused",
+            ) from None
+        try:
             async with asyncio.timeout(timeout):
-                reply = await self._http.post(url, json=payload, timeout=None)
+                reply = await self._http.send(request)
         except TimeoutError:
             raise EnvError(
                 f"The environment service did not answer {url} within {timeout:g} s.",

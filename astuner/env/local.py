@@ -15,7 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from astuner.env.protocol import Action, EnvMaker, Start, StepResult, TextEnv, finite_score
+from astuner.env.protocol import (
+    Action,
+    EnvMaker,
+    Start,
+    StepResult,
+    TextEnv,
+    as_observation,
+    finite_score,
+)
 from astuner.env.worker import Worker
 from astuner.errors import AstunerError, EnvError
 
@@ -63,7 +71,7 @@ class LocalEnvs:
         if instance_id in self._instances:
             raise EnvError(f"There is an instance {instance_id} already.", cause="refused")
         maker = self._find(env_type)
-        instance = _Instance(env_type, Worker(f"environment {instance_id}"))
+        instance = _Instance(env_type, _thread(f"environment {instance_id}"))
         self._instances[instance_id] = instance
 
         def work() -> Start:
@@ -121,7 +129,7 @@ class LocalEnvs:
         own = getattr(self._find(env_type), "task_ids", None)
         if own is None:
             return []
-        worker = Worker(f"tasks of {env_type}")
+        worker = _thread(f"tasks of {env_type}")
         try:
             ids = await _within(worker.submit(lambda: own(split)), self._create_timeout, "task_ids")
         finally:
@@ -168,6 +176,15 @@ async def _within(future: Any, timeout: float, what: str) -> Any:
         waiter.cancel()
 
 
+def _thread(name: str) -> Worker:
+    try:
+        return Worker(name)
+    except RuntimeError as error:  # the system's limit of threads
+        raise EnvError(
+            f"No thread for {name}: {error}. Set a lower env.max_instances.", cause="unavailable"
+        ) from None
+
+
 def _env(instance: _Instance) -> TextEnv:
     if instance.env is None:
         raise EnvError("The environment was never made.", cause="gone")
@@ -177,7 +194,8 @@ def _env(instance: _Instance) -> TextEnv:
 def _started(reply: object) -> Start:
     match reply:
         case (observation, dict() as info):
-            return Start(observation, dict(info))  # pyright: ignore[reportUnknownArgumentType]
+            shown = as_observation(observation, "first observation")
+            return Start(shown, dict(info))  # pyright: ignore[reportUnknownArgumentType]
         case _:
             raise TypeError(f"reset() must return (observation, info), but gave {reply!r:.200}")
 
@@ -186,7 +204,7 @@ def _stepped(reply: object) -> StepResult:
     match reply:
         case (observation, reward, terminated, truncated, dict() as info):
             return StepResult(
-                observation,
+                as_observation(observation, "observation"),
                 finite_score(reward, "reward"),
                 bool(terminated),
                 bool(truncated),

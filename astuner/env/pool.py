@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from astuner.env.loop import EnvLoop
@@ -101,7 +101,7 @@ class EnvPool:
 
     async def _make(self, task: Task, instance_id: str) -> GymEnv:
         env_type = task.env_type or self._settings.env_type
-        params = {**(self._settings.params or {}), **(task.metadata.get("env_params") or {})}
+        params = {**(self._settings.params or {}), **_own_params(task)}
         params.setdefault("seed", seed_of(self._settings.seed, task.task_id))
         await self._slots.acquire()
         try:
@@ -156,6 +156,17 @@ class EnvPool:
                     await self._client.keep_alive(tuple(self._held))
             except EnvError as error:
                 log.debug("heartbeat: %s", error)
+
+
+def _own_params(task: Task) -> Mapping[str, Any]:
+    own = task.metadata.get("env_params") or {}
+    if isinstance(own, Mapping):
+        return cast(Mapping[str, Any], own)
+    raise EnvError(
+        f"The task's env_params are {own!r:.200}; they must be an object with the environment's "
+        "parameters by name.",
+        cause="refused",
+    )
 
 
 def seed_of(run_seed: int, task_id: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from astuner.errors import EnvError
 
@@ -91,6 +91,19 @@ class EnvClient(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+def as_observation(shown: object, what: str) -> Observation:
+    """What an environment showed, if it is text or chat messages. Raises EnvError else."""
+    if isinstance(shown, str):
+        return shown
+    if isinstance(shown, list) and all(isinstance(m, Mapping) for m in cast(list[object], shown)):
+        return [dict(message) for message in cast(list[Message], shown)]
+    raise EnvError(
+        f"The environment's {what} is {shown!r:.200}; it must be text, or a list of chat messages "
+        '({"role": ..., "content": ...}).',
+        cause="reply",
+    )
 
 
 def text_of(observation: Observation) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
-from astuner.env.protocol import Action, Info, Observation, action_text
+from astuner.env.protocol import Action, Info, Observation, action_text, as_observation
 
 
 def as_message(action: Action) -> dict[str, Any]:
@@ -24,12 +24,15 @@ def as_message(action: Action) -> dict[str, Any]:
 
 def observation_of(state: Any) -> Observation:
     """A service's `state` - a message or several, or text - as an observation: plain text
-    where it is one message of plain text."""
+    where it is one message of plain text. Raises EnvError for a list of anything else."""
     messages = [state] if isinstance(state, Mapping) else state
-    if isinstance(messages, list) and len(messages) == 1:  # pyright: ignore
-        content = messages[0].get("content", messages[0].get("error"))  # pyright: ignore
-        return content if isinstance(content, str) else messages  # pyright: ignore
-    return messages if isinstance(messages, list) else str(messages)  # pyright: ignore
+    if not isinstance(messages, list):
+        return str(messages)
+    shown = as_observation(messages, "state")  # pyright: ignore[reportUnknownArgumentType]
+    if len(shown) == 1 and isinstance(shown, list):
+        content = shown[0].get("content", shown[0].get("error"))
+        return content if isinstance(content, str) else shown
+    return shown
 
 
 class ServedClass:

@@ -58,6 +58,8 @@ class GymEnv:
         self._started = False
         self._done = False
         self._closed = False
+        self._score: float | EnvError | None = None
+        """What `evaluate` gives after the workflow's `close`."""
         self.sync = SyncGymEnv(self, loop)
         """The same methods for code without await."""
 
@@ -93,8 +95,9 @@ class GymEnv:
         return await self._loop.run(self._info(params or {}))
 
     async def close(self) -> None:
-        """Free the instance now rather than after the episode."""
-        await self._loop.run(self.close_in_loop())
+        """Free the instance now rather than after the episode. Its score is read before, and
+        `evaluate` still gives it afterwards."""
+        await self._loop.run(self._close())
 
     # ---------------------------------------------------------------- in the environments' loop
 
@@ -121,6 +124,11 @@ class GymEnv:
         return result.observation, result.reward, result.terminated, result.truncated, result.info
 
     async def _evaluate(self, params: Mapping[str, Any]) -> float:
+        if isinstance(self._score, EnvError):
+            self.trouble = self.trouble or self._score
+            raise self._score
+        if self._score is not None:
+            return self._score
         self._check_open()
         return await self._watched(self._client.evaluate(self.instance_id, params))
 
@@ -128,8 +136,16 @@ class GymEnv:
         self._check_open()
         return await self._watched(self._client.info(self.instance_id, params))
 
+    async def _close(self) -> None:
+        if not self._closed and self.trouble is None:
+            try:
+                self._score = await self._client.evaluate(self.instance_id, {})
+            except EnvError as error:
+                self._score = error  # of no interest to an episode that is scored otherwise
+        await self.close_in_loop()
+
     async def close_in_loop(self) -> None:
-        """What `close` does, for whoever is in the environments' loop already."""
+        """Free the instance, without its score: the episode is over."""
         if not self._closed:
             self._closed = True
             await self._client.release(self.instance_id)

@@ -86,6 +86,8 @@ async def test_what_its_code_raises_is_an_episodes_failure() -> None:
         ("('x', float('nan'), True, False, {})", "reply", "reward is nan, no finite number"),
         ("('x', 'much', True, False, {})", "reply", "reward is 'much', no finite number"),
         ("None", "crashed", "but gave None"),
+        ("({'cell': 3}, 1.0, True, False, {})", "reply", "observation is {'cell': 3}; it must be"),
+        ("(['up'], 1.0, True, False, {})", "reply", "observation is ['up']; it must be text"),
     ],
 )
 async def test_odd_replies(reply: str, cause: str, told: str) -> None:
@@ -93,6 +95,17 @@ async def test_odd_replies(reply: str, cause: str, told: str) -> None:
     await local.create("Odd", "t", "i", {"reply": reply})
     assert told in str(await fails(cause, local.step("i", "up")))
     await local.aclose()
+
+
+async def test_no_thread_left_is_an_episodes_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    local = envs()
+    monkeypatch.setattr(threading.Thread, "start", full)
+    error = await fails("unavailable", local.create("Counting", "t", "i", {}))
+    assert "can't start new thread" in str(error)
+    assert local.instances == {}
 
 
 async def test_one_that_does_not_answer_is_given_up_and_stops_nobody() -> None:

@@ -48,6 +48,11 @@ class Scored(Counting):
         return 0.25 * self.at
 
 
+class Unscored(Counting):
+    def evaluate(self) -> float:
+        raise OSError("the scales are broken")
+
+
 class Broken(Counting):
     """Raises in its second step."""
 
@@ -83,6 +88,13 @@ class Odd(Counting):
 
     def step(self, action: Any) -> Any:
         return eval(self.params["reply"])  # a literal of the test
+
+
+class OddStart(Counting):
+    """Shows at first what its parameter says."""
+
+    def reset(self, *, seed: int | None = None) -> Any:
+        return self.params["shown"], {}
 
 
 class Served:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import date
 from typing import Any
 
 import pytest
 
 from astuner.env import EnvPool
+from astuner.env.http import HttpEnvs
 from astuner.env.local import LocalEnvs
 from astuner.env.pool import PoolSettings
 from astuner.task_runner import EpisodeRunner, RunnerSettings, Workflow
@@ -54,6 +56,24 @@ class Swallower(Workflow):
             except Exception:
                 break
         return WorkflowOutput(reward=1.0)
+
+
+class Closer(Workflow):
+    """Frees the environment itself; returns the reward it was given, if any."""
+
+    reward: float | None = None
+
+    async def execute(self, workflow_task: WorkflowTask, tuner: Any) -> WorkflowOutput:
+        env = workflow_task.gym_env
+        await env.reset()
+        await env.step("up")
+        await env.close()
+        await env.close()
+        return WorkflowOutput(reward=self.reward)
+
+
+class RewardedCloser(Closer):
+    reward: float | None = 0.75
 
 
 class Careless(Workflow):
@@ -118,6 +138,71 @@ async def test_a_task_that_says_nothing_shows_the_first_observation() -> None:
 async def test_a_blocking_workflow() -> None:
     async with runner(BlockingPlayer, "Counting") as made:
         assert (await play(made)).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("workflow", "world", "reward"),
+    [(Closer, "Counting", 0.0), (Closer, "Scored", 0.25), (RewardedCloser, "Unscored", 0.75)],
+)
+async def test_a_workflow_that_closes_its_environment_keeps_the_score(
+    workflow: type[Workflow], world: str, reward: float
+) -> None:
+    async with runner(workflow, world) as made:
+        episode = await play(made)
+    assert (episode.failure, episode.reward) == (None, reward)
+    assert not Counting.open_now
+
+
+async def test_a_score_that_closing_could_not_read_is_the_environments_failure() -> None:
+    async with runner(Closer, "Unscored") as made:
+        episode = await play(made)
+    assert episode.failure is not None
+    assert episode.failure.kind is FailureKind.ENVIRONMENT
+    assert "the scales are broken" in episode.failure.message
+    assert made.counters["env/failed/crashed"] == 1
+
+
+@pytest.mark.parametrize("shown", [{}, None, 3, ["at 0"]])
+async def test_a_first_observation_that_is_no_text_fails_its_episode_only(shown: Any) -> None:
+    async with runner(Player, "OddStart") as made:
+        episode = await play(made, Task(task_id="q", metadata={"env_params": {"shown": shown}}))
+    assert episode.failure is not None
+    assert episode.failure.kind is FailureKind.ENVIRONMENT
+    assert f"first observation is {shown!r}; it must be text" in episode.failure.message
+    assert made.counters["env/failed/reply"] == 1
+
+
+@pytest.mark.parametrize("params", ["goal=2", [2]])
+async def test_env_params_that_are_no_object_fail_their_episode_only(params: Any) -> None:
+    async with runner(Player, "Counting") as made:
+        episode = await play(made, Task(task_id="q", metadata={"env_params": params}))
+    assert episode.failure is not None
+    assert (episode.failure.kind, episode.failure.retriable) == (FailureKind.ENVIRONMENT, False)
+    assert f"env_params are {params!r}; they must be an object" in episode.failure.message
+
+
+@pytest.mark.parametrize(
+    ("url", "params"),
+    [
+        ("http://127.0.0.1:9", {"since": date(2026, 1, 1)}),
+        ("http://127.0.0.1:9", {"size": float("nan")}),
+        ("http://127.0.0.1:999999", {}),
+        ("http://127.0.0.1:port", {}),
+    ],
+)
+async def test_what_no_service_could_be_sent_fails_its_episode_only(
+    url: str, params: dict[str, Any]
+) -> None:
+    pool = EnvPool(HttpEnvs(url), PoolSettings(env_type="Counting"))
+    made = EpisodeRunner(Player, None, FakeServer(), RunnerSettings(), pool)
+    try:
+        episode = await play(made, Task(task_id="q", metadata={"env_params": params}))
+    finally:
+        made.close()
+        pool.close()
+    assert episode.failure is not None
+    assert (episode.failure.kind, episode.failure.retriable) == (FailureKind.ENVIRONMENT, False)
+    assert "cannot be sent to the environment service" in episode.failure.message
 
 
 @pytest.mark.parametrize(
