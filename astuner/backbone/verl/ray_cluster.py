@@ -12,10 +12,13 @@ from typing import Any
 
 from astuner.backbone import verl_cpu
 from astuner.backbone.spawned.files import FOLDER_VARIABLE, METRICS
-from astuner.backbone.spawned.ray_cluster import own_cluster
+from astuner.backbone.spawned.ray_cluster import CPUS_LEAST, own_cluster
 
 PLUGINS = ("astuner.backbone.verl.plugin", "astuner.backbone.spawned.stacks")
 PLUGINS_VARIABLE = "VERL_USE_EXTERNAL_MODULES"
+CPUS_A_GPU = 3
+"""What verl asks Ray for (single_controller/ray/base.py:192). It waits without a limit where
+there are fewer, and says nothing."""
 
 
 def init_arguments(
@@ -29,9 +32,11 @@ def init_arguments(
     rollout = "actor_rollout_ref.rollout"
     nodes, gpus = (int(verl.get(f"{rollout}.{k}") or 0) for k in ("nnodes", "n_gpus_per_node"))
     arguments = own_cluster(temporary)
+    pool = nodes * gpus if own_pool else 0
     if device == "cpu":
-        arguments |= verl_cpu.logical_resources(trainer, nodes * gpus if own_pool else 0)
-    return arguments
+        return arguments | verl_cpu.logical_resources(trainer, pool)
+    asked = CPUS_LEAST + CPUS_A_GPU * (trainer + pool)
+    return arguments | {"num_cpus": max(arguments["num_cpus"], asked)}
 
 
 def environment(folder: Path, device: str) -> dict[str, str]:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from astuner.backbone import verl_cpu
+from astuner.backbone.spawned.files import FOLDER_VARIABLE
+
 Problem = tuple[str, str]
 """A key, and what is wrong with it."""
 
@@ -40,9 +43,13 @@ INSTEAD: Mapping[str, str] = {
     f"{_AGENT}.agent.agent_loop_config_path": f"{_WORKFLOW}, `astuner.rollout.user_workflow`",
     f"{_AGENT}.agent.agent_loop_manager_class": f"{_WORKFLOW}, `astuner.rollout.user_workflow`",
     f"{_AGENT}.agent.default_agent_loop": f"{_WORKFLOW}, `astuner.rollout.user_workflow`",
+    f"{_AGENT}.logprobs_mode": "logprobs are those of the distribution that tokens were drawn from",
     f"{_AGENT}.multi_turn": "turns and tools are your workflow's own",
     "actor_rollout_ref.model.path": "use `astuner.model.path`",
     "algorithm.filter_groups": "use `astuner.trainer_common.algorithm.dynamic_sampling`",
+    "trainer.checkpoint_callback_class": "checkpoints are kept as `astuner.trainer_common` says",
+    "trainer.save_freq": "use `astuner.trainer_common.save_freq` and `.resume_freq`",
+    "trainer.max_actor_ckpt_to_keep": "use `astuner.trainer_common.keep_checkpoints`",
     "trainer.default_local_dir": "use `astuner.experiment_dir` and `astuner.experiment_name`",
     "trainer.device": "use `astuner.trainer_common.device`",
     "trainer.logger": "verl's metrics are read from its file and go on as verl/NAME to the "
@@ -53,7 +60,8 @@ INSTEAD: Mapping[str, str] = {
     "trainer.total_training_steps": "use `astuner.trainer_common.total_steps`",
     "trainer.v1.trainer_mode": "use `astuner.rollout.mode`",
     "ray_kwargs.ray_init.address": "use `astuner.trainer_common.ray_address`, or --ray-address",
-    f"{_ENVIRONMENT}.ASTUNER_VERL_FOLDER": "verl's processes find the run by it",
+    f"{_ENVIRONMENT}.{FOLDER_VARIABLE}": "verl's processes find the run by it",
+    f"{_ENVIRONMENT}.{verl_cpu.VARIABLE}": "use `astuner.trainer_common.device`",
     f"{_ENVIRONMENT}.VERL_FILE_LOGGER_PATH": "astuner reads verl's metrics there",
     f"{_ENVIRONMENT}.VERL_USE_EXTERNAL_MODULES": "set it where you start astuner, which adds "
     "its own modules to it",

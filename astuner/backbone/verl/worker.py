@@ -23,6 +23,7 @@ from astuner.algorithm.assign import credit
 from astuner.backbone.assembly import Workbench
 from astuner.backbone.spawned.files import GroupRecord, JobFile, give_up, spool_group
 from astuner.backbone.verl.engine import VerlEngine
+from astuner.backbone.verl.learning import AGGREGATIONS
 from astuner.backbone.verl.outputs import (
     Row,
     advantage_rows,
@@ -31,8 +32,9 @@ from astuner.backbone.verl.outputs import (
     validation_rows,
 )
 from astuner.backbone.verl.sections import ESTIMATOR
-from astuner.errors import AstunerError, ConfigError
+from astuner.errors import AstunerError, ConfigError, UserCodeError
 from astuner.task_rollout import Place
+from astuner.task_rollout.fail_fast import PATIENCE
 from astuner.trainer import TrainSettings
 from astuner.trainer.batch import (
     FAILED,
@@ -94,12 +96,16 @@ class Worker:
         self._engine = engine
         self._settings = TrainSettings.from_config(config, steps_per_epoch=1)
         self._own_advantages = verl.algorithm.adv_estimator == ESTIMATOR
+        mode = verl.actor_rollout_ref.actor.loss_agg_mode  # a raw setting may have replaced ours
+        self._aggregation = next((o for o, v in AGGREGATIONS.items() if v == mode), mode)
         workers = verl.actor_rollout_ref.rollout.agent.num_workers
         self._replaceable = self._settings.max_refill_rounds * ceil(
             config.data.train_batch_size / workers
         )
         """Groups without variance that a step may replace here (dynamic sampling)."""
         self._replaced: Counter[int] = Counter()
+        self._useless = 0
+        """Groups in a row that verl was told to replace, for another reason than variance."""
         self._shared: dict[str, _Shared] = {}
 
     async def session(self, asked: Asked) -> list[Row]:
@@ -146,6 +152,7 @@ class Worker:
         group = with_checked_rewards(group)
         dropped = self._why_dropped(group, asked.step)
         await self._spool(asked.step, "train", group.group_id, group.episodes, not dropped)
+        self._count_useless(group, dropped)
         if dropped:
             return Outcome([[] for _ in group.episodes], _told(group, dropped))
         return Outcome(self._rows(group))
@@ -158,6 +165,21 @@ class Worker:
         if reason is None and alone and not self._own_advantages:
             return SINGLE_SURVIVOR  # verl's GRPO takes the bare reward for its advantage
         return reason
+
+    def _count_useless(self, group: Group, dropped: str | None) -> None:
+        """verl would replace groups for ever, and each new episode is a sign of life.
+
+        Raises UserCodeError. Groups whose episodes all failed end a run in `task_rollout`."""
+        if dropped == NO_VARIANCE:
+            return
+        self._useless = self._useless + 1 if dropped else 0
+        limit = self._bench.rollout.settings.fail_fast_groups * PATIENCE
+        if dropped and self._useless >= limit:
+            raise UserCodeError(
+                f"{self._useless} groups in a row taught nothing, so the run was stopped: the "
+                f"workflow's LLM calls have to go through the tuner, and a group needs two "
+                f"episodes that end well. The last: {_told(group, dropped)}"
+            )
 
     def _may_replace(self, step: int) -> bool:
         """With dynamic sampling, as long as the step has replaced few enough."""
@@ -172,9 +194,10 @@ class Worker:
             _refuse_targets(group)
             return [reward_rows(e) if e.episode_id in usable else [] for e in group.episodes]
         [samples] = credit([group], self._settings.estimator)
-        aggregation = self._job.config.trainer_common.algorithm.loss_agg_mode
         return [
-            advantage_rows(e, [s for s in samples if s.episode_id == e.episode_id], aggregation)
+            advantage_rows(
+                e, [s for s in samples if s.episode_id == e.episode_id], self._aggregation
+            )
             for e in group.episodes
         ]
 

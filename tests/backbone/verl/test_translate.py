@@ -499,6 +499,8 @@ def test_what_verl_cannot_honour_is_refused(
         ("trainer.logger=[console]", "is not for setting: verl's metrics are read from its"),
         ("ray_kwargs.ray_init.runtime_env={}",
          "would replace a whole section of verl's: name the settings below it."),
+        ("trainer.save_freq=10", "use `astuner.trainer_common.save_freq` and `.resume_freq`."),
+        (f"{ROLLOUT}.logprobs_mode=raw_logprobs", "the distribution that tokens were drawn from."),
         ("trainer=null", "would replace a whole section of verl's"),
     ],
 )  # fmt: skip

@@ -107,12 +107,13 @@ async def test_scores_are_advantages_over_episodes_weighed_by_row(tmp_path: Path
     assert [two[0].reward, one[0].reward] == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("aggregation", ["token-mean", "constant"])
-async def test_other_aggregations_leave_rows_as_they_are(tmp_path: Path, aggregation: str) -> None:
-    config = job_config()
-    config.trainer_common.algorithm.loss_agg_mode = aggregation
-    write(tmp_path, [planned(play(1.0, timelines=2), play(0.0))], config=config)
-    async with opened(tmp_path, FakeServers()) as worker:
+@pytest.mark.parametrize(
+    "mode", ["token-mean", "seq-mean-token-sum-norm", "seq-mean-token-sum"]
+)  # the last is never ours: a raw setting
+async def test_other_aggregations_leave_rows_as_they_are(tmp_path: Path, mode: str) -> None:
+    write(tmp_path, [planned(play(1.0, timelines=2), play(0.0))])
+    verl = verl_config(loss_agg_mode=mode)
+    async with opened(tmp_path, FakeServers(), verl) as worker:
         two, _ = await ask(worker)
     advantage = 0.5 / (0.5**0.5 + 1e-6)
     assert two[0].scores[0] == pytest.approx(advantage)
@@ -178,6 +179,21 @@ async def test_a_useless_group_raises_once_and_leaves_no_row(
     [record] = spooled(tmp_path)
     assert not record.kept
     assert gave_up(tmp_path) is None
+
+
+async def test_groups_that_teach_nothing_end_the_run(tmp_path: Path) -> None:
+    """verl would ask for others for ever."""
+    plan = [planned(play(1.0, timelines=0), play(1.0, timelines=0))]
+    write(tmp_path, [*plan * 7, planned(play(1.0), play(0.0)), *plan * 8])
+    async with opened(tmp_path, FakeServers()) as worker:
+        assert worker._bench.rollout.settings.fail_fast_groups == 2
+        outcomes = [(await ask(worker, index))[0] for index in range(16)]
+    assert [type(o).__name__ for o in outcomes] == [
+        *["GroupDropped"] * 7, "list", *["GroupDropped"] * 7, "UserCodeError"
+    ]  # fmt: skip
+    assert "8 groups in a row taught nothing" in str(outcomes[-1])
+    error = gave_up(tmp_path)
+    assert isinstance(error, UserCodeError) and "no episode made an LLM call" in str(error)
 
 
 async def test_equal_rewards_stay_unless_sampling_is_dynamic(tmp_path: Path) -> None:

@@ -111,7 +111,12 @@ def planned(*plan: Any) -> Task:
     return Task(main_query="q", metadata={"plan": list(plan)})
 
 
-def verl_config(adv_estimator: str = "astuner", workers: int = 1, **rollout: Any) -> Any:
+def verl_config(
+    adv_estimator: str = "astuner",
+    workers: int = 1,
+    loss_agg_mode: str = "seq-mean-token-mean",
+    **rollout: Any,
+) -> Any:
     """The keys of verl's configuration that the worker reads."""
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
     fields: dict[str, Any] = {
@@ -126,7 +131,10 @@ def verl_config(adv_estimator: str = "astuner", workers: int = 1, **rollout: Any
     }
     return SimpleNamespace(
         algorithm=SimpleNamespace(adv_estimator=adv_estimator),
-        actor_rollout_ref=SimpleNamespace(rollout=SimpleNamespace(**fields | rollout)),
+        actor_rollout_ref=SimpleNamespace(
+            rollout=SimpleNamespace(**fields | rollout),
+            actor=SimpleNamespace(loss_agg_mode=loss_agg_mode),
+        ),
     )
 
 
