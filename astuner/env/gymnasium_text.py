@@ -164,12 +164,29 @@ def _plain(value: Any) -> Any:
 
 
 def _from_json(space: Any, text: str) -> Any:
-    import numpy as np
-
     try:
         value = json.loads(text)
     except ValueError:
         return text if hasattr(space, "character_set") and space.contains(text) else None
-    if getattr(space, "dtype", None) is not None and isinstance(value, list | int | float):
-        value = np.asarray(value, dtype=space.dtype)
+    try:
+        value = _as_space(space, value)
+    except (TypeError, ValueError, OverflowError):  # a ragged list, words for numbers
+        return None
     return value if space.contains(value) else None
+
+
+def _as_space(space: Any, value: Any) -> Any:
+    """JSON's lists and numbers as the arrays and tuples that the space is of."""
+    import numpy as np
+
+    parts = getattr(space, "spaces", None)
+    if isinstance(parts, Mapping) and isinstance(value, Mapping):
+        inner = cast(Mapping[str, Any], parts)
+        given = cast(Mapping[str, Any], value)
+        return {k: _as_space(inner[k], v) if k in inner else v for k, v in given.items()}
+    if isinstance(parts, tuple) and isinstance(value, list) and len(parts) == len(value):
+        pairs = zip(cast(tuple[Any, ...], parts), cast(list[Any], value), strict=True)
+        return tuple(_as_space(part, item) for part, item in pairs)
+    if getattr(space, "dtype", None) is not None and isinstance(value, list | int | float):
+        return np.asarray(value, dtype=space.dtype)
+    return value

@@ -8,6 +8,7 @@ whatever goes wrong is an `EnvError`. Nothing here runs an environment.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -121,13 +122,27 @@ def messages_of(observation: Observation) -> list[dict[str, Any]]:
 
 
 def action_text(action: Action) -> str:
-    """The text of an action that may also come as a chat message or its content parts."""
+    """The text of an action that may also come as a chat message or its content parts; a plain
+    value as JSON."""
     if isinstance(action, Mapping) and "content" in action:
-        action = action["content"]
-    if isinstance(action, list):
-        parts = [p.get("text", "") if isinstance(p, Mapping) else str(p) for p in action]
-        return "".join(str(part) for part in parts)
-    return "" if action is None else str(action)
+        action = action["content"] or ""
+    if _are_parts(action):
+        return "".join(str(part.get("text", "")) for part in action)
+    if action is None or isinstance(action, str):
+        return action or ""
+    return json.dumps(action, default=_as_json)
+
+
+def _are_parts(action: Action) -> bool:
+    """Whether these are a message's content parts, not a list as an action."""
+    return isinstance(action, list) and all(
+        isinstance(part, Mapping) and ("text" in part or "type" in part) for part in action
+    )
+
+
+def _as_json(value: Any) -> Any:
+    """numpy's arrays and numbers as lists and numbers; what JSON cannot say as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def finite_score(value: object, what: str) -> float:

@@ -116,6 +116,18 @@ async def test_an_episode_through_client_and_server() -> None:
     await envs.aclose()
 
 
+@pytest.mark.parametrize(
+    ("action", "told"), [([0.1, 0.2], "[0.1, 0.2]"), ({"a": 1}, '{"a": 1}'), ("up", "up")]
+)
+async def test_a_list_or_object_arrives_as_json(action: Any, told: str) -> None:
+    served = service()
+    envs = client(served)
+    await envs.create("Counting", "t", "i", {})
+    assert (await envs.step("i", action)).info["said"] == told
+    await envs.aclose()
+    await served.aclose()
+
+
 async def test_trouble_of_the_service_has_its_cause() -> None:
     worlds.Silent.answer = threading.Event()
     served = service(step_timeout=0.05)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from astuner.env.actions import extract_action
 from astuner.env.gymnasium_text import GymnasiumText
+from astuner.env.protocol import action_text
 from astuner.env.registry import described, environment_folders, find_environment
 from astuner.errors import ConfigError, EnvError, LoadingError
 
-pytest.importorskip("gymnasium", reason="comes with the extra test")
+gymnasium = pytest.importorskip("gymnasium", reason="comes with the extra test")
 LAKE = ("left", "down", "right", "up")
 
 
@@ -66,6 +68,71 @@ def test_a_gymnasium_id_without_text_shows_its_values() -> None:
     assert env.step("[5, 5]")[4] == {"invalid_action": True}
     assert "invalid_action" not in env.step("Action: [0.5]")[4]
     assert env.action_help == "An action is JSON for Box(-2.0, 2.0, (1,), float32)."
+
+
+class Mixed(gymnasium.Env[str, Any]):
+    """Shows the action that it got, in JSON, and its types."""
+
+    action_space = gymnasium.spaces.Dict(
+        {
+            "gear": gymnasium.spaces.Discrete(3),
+            "wheel": gymnasium.spaces.Box(-1.0, 1.0, (2,)),
+            "pair": gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2)] * 2),
+        }
+    )
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return "Drive.", {}
+
+    def step(self, action: Any) -> Any:
+        kinds = [type(action[key]).__name__ for key in ("gear", "wheel", "pair")]
+        return " ".join(kinds), float(action["wheel"][1]), False, False, {}
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        {"gear": 2, "wheel": [0.5, -0.25], "pair": [0, 1]},
+        '{"gear": 2, "wheel": [0.5, -0.25], "pair": [0, 1]}',
+        {"gear": np.int64(2), "wheel": np.array([0.5, -0.25]), "pair": (0, 1)},
+    ],
+)
+def test_a_dict_is_an_action(action: Any) -> None:
+    env = GymnasiumText(Mixed())
+    assert env.step(action)[:2] == ("ndarray ndarray tuple", -0.25)
+    assert env.step({"gear": 2})[4] == {"invalid_action": True}
+    assert env.step({"gear": "x", "wheel": [[1], 2], "pair": 3})[4] == {"invalid_action": True}
+
+
+def test_a_list_is_an_action() -> None:
+    env = made("Pendulum-v1")
+    env.reset(seed=0)
+    assert "invalid_action" not in env.step([0.5])[4]
+    assert env.step([0.5, 0.5])[4] == {"invalid_action": True}
+
+
+@pytest.mark.parametrize(
+    ("action", "text"),
+    [
+        ("up", "up"),
+        (None, ""),
+        (2, "2"),
+        ([0.1, 0.2], "[0.1, 0.2]"),
+        (["a", "b"], '["a", "b"]'),
+        ((1, 2), "[1, 2]"),
+        ({"a": 1}, '{"a": 1}'),
+        ([{"x": 1}], '[{"x": 1}]'),
+        (np.array([1.0, 2.0]), "[1.0, 2.0]"),
+        ({"role": "assistant", "content": None}, ""),
+        (
+            {"role": "assistant", "content": [{"type": "text", "text": "go "}, {"text": "up"}]},
+            "go up",
+        ),
+        ([{"type": "text", "text": "go"}], "go"),
+    ],
+)
+def test_the_text_of_an_action(action: Any, text: str) -> None:
+    assert action_text(action) == text
 
 
 def test_a_step_limit_truncates() -> None:
