@@ -24,11 +24,14 @@ class Puzzle:
     def __init__(self, name: str, options: dict[str, Any]) -> None:
         self._name = name
         self._options = options
+        self._seed = 0
+        """The last one given: without a new one, the same question again."""
         self._dataset: Any = None
         self._entry: dict[str, Any] = {}
 
     def reset(self, *, seed: int | None = None) -> tuple[str, Info]:
-        self._dataset = _dataset(self._name, seed or 0, self._options)
+        self._seed = self._seed if seed is None else seed
+        self._dataset = _dataset(self._name, self._seed, self._options)
         self._entry = self._dataset[0]
         return str(self._entry["question"]), {"dataset": self._name}
 

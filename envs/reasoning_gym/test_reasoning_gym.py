@@ -40,6 +40,12 @@ def test_the_seed_makes_the_question() -> None:
     assert questions[0] == questions[1] != questions[2]
 
 
+def test_a_reset_without_a_seed_asks_the_same_again() -> None:
+    env = puzzle(dataset="chain_sum", **SUMS)
+    unseeded, asked = env.reset()[0], env.reset(seed=3)[0]
+    assert env.reset()[0] == asked != unseeded
+
+
 @pytest.mark.parametrize(
     ("params", "told"), [({"dataset": "nope"}, "'nope'"), ({"moons": 1}, "moons")]
 )
