@@ -18,7 +18,7 @@ class GroupAdvantage(AdvantageFn, ExperienceOperator):  # pyright: ignore[report
     """Found by its dotted path."""
 
     def __init__(self, **_: Any) -> None:
-        """The arguments are what the configuration was translated from, for a reader's eyes."""
+        """None are given: the job file says how episodes are weighed."""
 
     def process(self, exps: list[Any]) -> tuple[list[Any], dict[str, float]]:
         """The experiences as they are, their returns set. Raises ValueError for foreign ones."""

@@ -31,11 +31,6 @@ def algorithm(config: AstunerConfig, way: Route) -> Settings:
         "algorithm.algorithm_type": ALGORITHM,
         "algorithm.repeat_times": config.rollout.num_repeat,
         "algorithm.advantage_fn": ADVANTAGE,
-        "algorithm.advantage_fn_args": {
-            "estimator": own.adv_estimator,
-            "aggregation": own.loss_agg_mode,
-            "max_response_length": config.data.max_response_length,
-        },
         "algorithm.policy_loss_fn": LOSS,
         "algorithm.policy_loss_fn_args": {
             "loss": own.loss,

@@ -46,9 +46,14 @@ INSTEAD: Mapping[str, str] = {
     "checkpoint_root_dir": "use `astuner.experiment_dir` and `astuner.experiment_name`",
     "continue_from_checkpoint": "use --resume",
     "model.model_path": "use `astuner.model.path`",
+    "model.temperature": "episodes are sampled with `astuner.rollout.temperature`",
+    "model.top_p": "episodes are sampled with `astuner.rollout.top_p`",
+    "model.top_k": "episodes are sampled with `astuner.rollout.top_k`",
+    "model.max_response_tokens": "use `astuner.rollout.max_response_length_in_one_turn`",
     "model.tinker.enable": "use `astuner.rollout.engine`",
     "model.tinker.base_url": "the service is started with the run",
     "cluster.ray_address": "use `astuner.trainer_common.ray_address`, or --ray-address",
+    "algorithm.repeat_times": "use `astuner.rollout.num_repeat`",
     "buffer.explorer_input": "tasks and workflow are `astuner.task_reader` and `astuner.rollout`",
     "buffer.batch_size": "use `astuner.data.train_batch_size`",
     "buffer.total_steps": "use `astuner.trainer_common.total_steps`",
@@ -60,6 +65,11 @@ INSTEAD: Mapping[str, str] = {
     "`astuner.trainer_common.logger`",
 }
 """Setting, or section, that astuner's own parts stand on -> what to set instead."""
+ADVANTAGE, ADVANTAGE_ARGS = "algorithm.advantage_fn", "algorithm.advantage_fn_args"
+NO_ADVANTAGE_ARGS = (
+    "is not for setting: use `astuner.trainer_common.algorithm`, or give a function of your own "
+    "with `astuner.trinity.algorithm.advantage_fn`, which takes them."
+)
 
 
 def check(config: AstunerConfig, device: Device | None = None) -> None:
@@ -262,7 +272,10 @@ def _memory(config: AstunerConfig, device: Device) -> Iterator[Problem]:
 
 
 def _reserved(config: AstunerConfig) -> Iterator[Problem]:
-    for key in raw(config):
+    taken = raw(config)
+    for key in taken:
+        if f"{key}.".startswith(f"{ADVANTAGE_ARGS}.") and ADVANTAGE not in taken:
+            yield f"trinity.{key}", NO_ADVANTAGE_ARGS
         for section, instead in INSTEAD.items():
             if f"{key}.".startswith(f"{section}."):
                 yield f"trinity.{key}", f"is not for setting: {instead}."

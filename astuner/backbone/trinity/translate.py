@@ -46,7 +46,6 @@ _LORA, _TINKER = "model.lora_configs.0", "model.tinker"
 _LENGTHS = ("model.max_model_len", "model.max_prompt_tokens", "model.max_response_tokens")
 _TASKS, _VALIDATION = "buffer.explorer_input.taskset", "buffer.explorer_input.eval_tasksets.0"
 _BATCHES = "algorithm.sample_strategy_args"
-_ADVANTAGE = "algorithm.advantage_fn_args"
 _VERL = "trainer.trainer_config"
 _SCHEDULE = tuple(
     f"{_VERL}.actor.optim.{key}" for key in ("lr_scheduler_type", "num_cycles", "zero_indexed_step")
@@ -72,7 +71,7 @@ BECOMES: Mapping[str, tuple[str, ...]] = {
         f"{_TINKER}.train_unembed",
     ),
     "data.max_prompt_length": _LENGTHS[:2],
-    "data.max_response_length": (*_LENGTHS[:2], f"{_ADVANTAGE}.max_response_length"),
+    "data.max_response_length": _LENGTHS[:2],
     "data.train_batch_size": (
         "buffer.batch_size",
         "buffer.train_batch_size",
@@ -116,11 +115,9 @@ BECOMES: Mapping[str, tuple[str, ...]] = {
     "trainer_common.resume_freq": ("trainer.save_interval",),
     "trainer_common.test_freq": ("explorer.eval_interval",),
     "trainer_common.val_before_train": ("explorer.eval_on_startup",),
-    "trainer_common.algorithm.adv_estimator": (f"{_ADVANTAGE}.estimator",),
     "trainer_common.algorithm.loss": (f"{_LOSS}.loss",),
     "trainer_common.algorithm.clip_ratio_low": (f"{_LOSS}.clip_low",),
     "trainer_common.algorithm.clip_ratio_high": (f"{_LOSS}.clip_high",),
-    "trainer_common.algorithm.loss_agg_mode": (f"{_ADVANTAGE}.aggregation",),
     "trainer_common.algorithm.tis_cap": (f"{_LOSS}.tis_cap",),
     "trainer_common.optim.lr": (f"{_OPTIM}.lr",),
     "trainer_common.optim.lr_schedule": (f"{_OPTIM}.lr_scheduler_type", *_SCHEDULE),
@@ -159,6 +156,8 @@ READ_HERE: tuple[str, ...] = (
     "env.",
     "context_tracker.",
     "model_tuner.",
+    "trainer_common.algorithm.adv_estimator",
+    "trainer_common.algorithm.loss_agg_mode",
     "trainer_common.logger",
     "trainer_common.keep_checkpoints",
 )

@@ -159,8 +159,7 @@ TABLE: list[tuple[tuple[str, ...], Device, dict[str, Any]]] = [
             "algorithm.algorithm_type": "multi_step_grpo",
             "algorithm.repeat_times": 8,
             "algorithm.advantage_fn": "astuner.backbone.trinity.advantage.GroupAdvantage",
-            "algorithm.advantage_fn_args.estimator": "grpo",
-            "algorithm.advantage_fn_args.aggregation": "episode-mean",
+            "algorithm.advantage_fn_args": "absent",
             "algorithm.policy_loss_fn": "astuner.backbone.trinity.loss.PolicyLoss",
             f"{ARGS}.loss": "ppo",
             f"{ARGS}.clip_low": -1.0,
@@ -316,16 +315,13 @@ TABLE: list[tuple[tuple[str, ...], Device, dict[str, Any]]] = [
     ),
     (
         (f"{LOSS}.loss=gspo", f"{LOSS}.clip_ratio_high=0.001", f"{LOSS}.tis_cap=0",
-         f"{LOSS}.adv_estimator=rloo", f"{LOSS}.loss_agg_mode=constant"),
+         f"{LOSS}.adv_estimator=rloo"),
         "cpu",
         {
             f"{ARGS}.loss": "gspo",
             f"{ARGS}.clip_low": -1.0,
             f"{ARGS}.clip_high": 0.001,
             f"{ARGS}.tis_cap": 0.0,
-            "algorithm.advantage_fn_args.estimator": "rloo",
-            "algorithm.advantage_fn_args.aggregation": "constant",
-            "algorithm.advantage_fn_args.max_response_length": 2048,
         },
     ),
     (
@@ -450,6 +446,15 @@ def test_without_flash_attention_the_trainer_does_not_ask_for_it() -> None:
         (("trinity.trainer.total_steps=3",), "cpu",
          "`astuner.trinity.trainer.total_steps` is not for setting: use `astuner.trainer_common."),
         (("trinity.buffer.explorer_input.taskset.path=x",), "cpu", "is not for setting: tasks and"),
+        (("trinity.model.temperature=0.5",), "cpu",
+         "`astuner.trinity.model.temperature` is not for setting: episodes are sampled with"),
+        (("trinity.model.top_p=0.5",), "cpu", "sampled with `astuner.rollout.top_p`"),
+        (("trinity.model.top_k=5",), "cuda", "sampled with `astuner.rollout.top_k`"),
+        (("trinity.model.max_response_tokens=5",), "cpu",
+         "use `astuner.rollout.max_response_length_in_one_turn`"),
+        (("trinity.algorithm.repeat_times=2",), "cpu", "use `astuner.rollout.num_repeat`"),
+        (("trinity.algorithm.advantage_fn_args.estimator=rloo",), "cpu",
+         "`astuner.trinity.algorithm.advantage_fn_args.estimator` is not for setting: use"),
         (("trinity.mode=explore",), "cpu", "is not for setting: use `astuner.rollout.mode`"),
     ],
 )  # fmt: skip
@@ -470,6 +475,12 @@ def test_whoever_sets_trinitys_own_key_has_taken_the_choice_over() -> None:
     raw = "trinity.algorithm.optimizer.lr_scheduler_type=cosine"
     settings = told(f"{OPTIM}.lr_schedule=cosine", raw)
     assert settings["algorithm.optimizer.lr_scheduler_type"] == "cosine"
+
+
+def test_an_advantage_function_of_ones_own_takes_its_arguments() -> None:
+    own = ("trinity.algorithm.advantage_fn=my.Advantage",)
+    settings = told(*own, "trinity.algorithm.advantage_fn_args.power=2")
+    assert settings["algorithm.advantage_fn_args.power"] == 2
 
 
 def test_what_one_route_cannot_do_is_no_problem_on_the_other() -> None:
@@ -494,7 +505,8 @@ def test_explain_says_what_becomes_of_a_key() -> None:
     assert words["trainer_common.nnodes"].startswith("trinity: cluster.node_num=1")
     assert words["rollout.gpu_memory_utilization"].startswith("not used (the service")
     assert words["trainer_common.mini_batch_num"].startswith("not used (Trinity takes one")
-    assert words["task_reader.type"] == "read by astuner itself"
+    for key in ("task_reader.type", f"{LOSS}.adv_estimator", f"{LOSS}.loss_agg_mode"):
+        assert words[key] == "read by astuner itself"
     assert (words["trinity"], words["verl"]) == ("nothing", "")
 
 
