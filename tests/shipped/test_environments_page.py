@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,8 @@ import pytest
 
 from astuner.cli import main
 from astuner.env.protocol import TextEnv
+from astuner.env.wire import STATUS
+from astuner.errors import EnvError
 
 from .artefacts import ROOT, blocks, tiny
 
@@ -34,20 +35,38 @@ def test_the_world_of_the_page() -> None:
 
 
 @pytest.mark.timeout(60)
-def test_the_serving_command() -> None:
-    (shown, _) = "".join(blocks(PAGE, "sh")).splitlines()
-    arguments = shlex.split(shown.replace("8080", "0"))[1:]
-    command = [sys.executable, "-m", "astuner.cli", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+@pytest.mark.parametrize(
+    ("line", "body", "told"),
+    [
+        (0, {"env_type": "toy_text", "params": {"map_name": "4x4"}}, "You are at row 0, column 0"),
+        (1, {"env_type": "my_pkg.worlds->Guess", "params": {"seed": 6}}, "Guess a number from"),
+    ],
+)
+def test_the_serving_commands(line: int, body: dict[str, Any], told: str, tmp_path: Path) -> None:
+    """As a shell reads them, beside the page's own world."""
+    (source,) = [block for block in blocks(PAGE, "python") if "class Guess" in block]
+    (tmp_path / "my_pkg").mkdir()
+    (tmp_path / "my_pkg" / "worlds.py").write_text(source)
+    shown = "".join(blocks(PAGE, "sh")).splitlines()[line]
+    typed = shown.replace("8080", "0").replace(
+        "astuner", f"exec {sys.executable} -m astuner.cli", 1
+    )
+    process = subprocess.Popen(["sh", "-c", typed], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
-        body = {"env_type": "toy_text", "task_id": "t", "params": {"map_name": "4x4"}}
-        made = httpx.post(f"{url}/create", json=body, timeout=30).json()
-        assert made["data"]["state"][0]["content"].startswith("You are at row 0, column 0")
+        made = httpx.post(f"{url}/create", json={"task_id": "t", **body}, timeout=30).json()
+        assert made["data"]["state"][0]["content"].startswith(told)
     finally:
         process.terminate()
         process.wait(30)
+
+
+def test_every_cause_of_a_failure_is_in_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (yes|no) \|$", PAGE.read_text(), re.MULTILINE)
+    assert {cause for cause, _ in rows} == set(STATUS)
+    for cause, again in rows:
+        assert EnvError("", cause=cause).retriable == (again == "yes")
 
 
 @pytest.mark.parametrize("folder", sorted(ROOT.glob("envs/*/environment.py")), ids=str)
@@ -58,6 +77,8 @@ def test_every_environment_folder_is_whole(folder: Path) -> None:
     pins = (here / "requirements.txt").read_text().split()
     assert all(re.fullmatch(r"[\w.-]+(\[[\w,]+\])?==[\w.]+", pin) for pin in pins)
     assert f"astuner env serve {here.name}" in (here / "README.md").read_text()
+    assert f"envs/{here.name}/README.md" in (ROOT / "README.md").read_text()
+    assert f"../envs/{here.name}/README.md" in PAGE.read_text()
 
 
 @pytest.mark.parametrize("own_process", [False, True])

@@ -206,6 +206,17 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def test_the_readme_leads_to_everything() -> None:
+    """Every page, every example and every target that sets up and tests."""
+    text = README.read_text()
+    pages = [
+        name_of(page) for page in (*ROOT.glob("docs/*.md"), *ROOT.glob("tutorial/*/README.md"))
+    ]
+    assert [page for page in pages if f"({page})" not in text] == []
+    targets = re.findall(r'@echo "make (test[\w-]*|lint)', (ROOT / "Makefile").read_text())
+    assert [target for target in targets if f"`make {target}`" not in text] == []
+
+
 def test_extras_are_declared() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
