@@ -462,6 +462,15 @@ async def test_too_much_at_once_is_told_to_come_again(tmp_path: Path) -> None:
         await a.done(await a.train(run, 4, [1, 2]))
 
 
+async def test_a_server_whose_engine_has_ended_is_not_healthy(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        assert (await w.http.get("/api/v1/healthz")).status_code == 200
+        w.host.doing = "closed"
+        response = await w.http.get("/api/v1/healthz")
+        assert response.status_code == 503
+        assert response.json() == {"status": "the engine has ended"}
+
+
 # ---------------------------------------------------------------- the disk
 
 

@@ -69,6 +69,7 @@ class UnigramHost:
         self.fail_next: Exception | None = None
         self.streams: list[tuple[str, str]] = []
         """(weights, tenant) of every stream."""
+        self.doing = "idle"
         self.running = 0
         self.peak = 0
         self._number = 0
@@ -223,7 +224,7 @@ class UnigramHost:
 
     def stats(self) -> HostStats:
         held = len(self.adapters), len(self.snapshots)
-        return HostStats(*held, 100, 0, 0, self.running, 0, 0, 0, 0, 0, 0, 0.0, "idle", 0.0)
+        return HostStats(*held, 100, 0, 0, self.running, 0, 0, 0, 0, 0, 0, 0.0, self.doing, 0.0)
 
 
 def log_softmax(values: Floats) -> Floats:

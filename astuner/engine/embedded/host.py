@@ -117,7 +117,8 @@ class EmbeddedHost(Runtime):
     def stats(self) -> HostStats:
         """What is held and done; cheap, from any thread."""
         bank, thread = self._bank, self._thread
-        sampler = self._scheduler.counters.snapshot(0, thread.doing, thread.last_beat)
+        doing = thread.doing if thread.alive else "closed"
+        sampler = self._scheduler.counters.snapshot(0, doing, thread.last_beat)
         return HostStats(
             adapters=len(bank.trained),
             snapshots=len(bank.snapshots),

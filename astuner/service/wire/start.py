@@ -44,6 +44,9 @@ class StartEndpoints:
         yield "POST", "/telemetry", self.telemetry
 
     async def health(self, request: Request, tenant: str) -> Response:
+        """503 once the engine has ended: nothing will be answered before a restart."""
+        if self._service.base.host.stats().doing == "closed":
+            return JSONResponse({"status": "the engine has ended"}, 503)
         return JSONResponse({"status": "ok"})
 
     async def config(self, request: Request, tenant: str) -> Response:
