@@ -19,6 +19,9 @@ from astuner.env.registry import described, environment_folders, find_environmen
 from astuner.env.server import EnvService, env_app
 from astuner.errors import ConfigError, MissingDependency
 
+KEEP_ALIVE_SECONDS = 75
+"""More than clients keep an idle connection (httpx: 5 s), or a request meets its closing."""
+
 
 def serve_environments(args: argparse.Namespace) -> int:
     """Serve until told to stop. Raises ConfigError for an unknown name or a taken port."""
@@ -31,7 +34,11 @@ def serve_environments(args: argparse.Namespace) -> int:
     with _listening(args.host, args.port) as listener:
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(
-            env_app(service), log_level="warning", timeout_graceful_shutdown=3, access_log=False
+            env_app(service),
+            log_level="warning",
+            timeout_graceful_shutdown=3,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            access_log=False,
         )
         server = uvicorn.Server(config)
         if args.with_parent:
