@@ -9,23 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from astuner.algorithm import ADVANTAGES, LOSSES
+from astuner.backbone.spawned.choices import Device, Problem, assumed, two_devices
 from astuner.backbone.trinity.sections import (
     PARTS,
-    Device,
     is_async,
     is_colocated,
     raw,
     route,
     trainer_gpus,
-    wanted_device,
 )
 from astuner.config.keys import full
 from astuner.config.loaded import joined
 from astuner.config.schema import AstunerConfig
 from astuner.errors import ConfigError
 
-Problem = tuple[str, str]
-"""A key, and what is wrong with it."""
 REFILL_ROUNDS = 3
 """The schema's default."""
 
@@ -78,11 +75,6 @@ def check(config: AstunerConfig, device: Device | None = None) -> None:
         raise ConfigError(joined(found))
 
 
-def assumed(config: AstunerConfig) -> Device:
-    """The device as far as the configuration says; GPUs where it leaves it open."""
-    return "cpu" if wanted_device(config) == "cpu" else "cuda"
-
-
 def problems(config: AstunerConfig, device: Device | None = None) -> list[Problem]:
     device = device or assumed(config)
     taken = raw(config)
@@ -108,17 +100,7 @@ def _devices(config: AstunerConfig, device: Device) -> Iterator[Problem]:
             f"is {config.model.device!r}, but Trinity takes the GPUs that it sees: leave it at "
             "auto, and choose GPUs with CUDA_VISIBLE_DEVICES.",
         )
-    chosen = config.trainer_common.device
-    if (
-        chosen != "auto"
-        and config.model.device in ("cuda", "cpu")
-        and config.model.device != chosen
-    ):
-        yield (
-            "model.device",
-            f"is {config.model.device!r}, but `{full('trainer_common.device')}` is {chosen!r}. "
-            "Set one of them.",
-        )
+    yield from two_devices(config)
     engine = config.rollout.engine
     if engine in ("sglang", "embedded"):
         yield (

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
+from astuner.backbone.spawned.choices import NEVER, Facts, save_every
 from astuner.backbone.trinity.sections import (
-    NEVER,
     NO_LIMIT,
-    Facts,
     Route,
     Settings,
     engines,
@@ -15,7 +14,6 @@ from astuner.backbone.trinity.sections import (
     is_colocated,
     longest,
     max_staleness,
-    save_every,
 )
 from astuner.config.schema import AstunerConfig
 

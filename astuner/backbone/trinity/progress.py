@@ -8,7 +8,6 @@ What is known after each step is kept, so that a resumed run counts on from its 
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,9 +17,9 @@ from typing import Any
 from astuner.backbone.report import eval_result
 from astuner.backbone.spawned.files import GroupRecord, SpoolReader, Stage, last_sign, read_stage
 from astuner.backbone.spawned.lines import LineReader
+from astuner.backbone.spawned.states import keep_state
 from astuner.backbone.trinity.accounts import BATCHES, BatchRecord, batch_record, role_file
 from astuner.backbone.trinity.experience import versions
-from astuner.backbone.verl.progress import STATES
 from astuner.trainer.batch import MASKED, account, make_batch, sampled_tokens
 from astuner.trainer.checkpoints import TrainerState
 from astuner.trainer.metrics import batch_metrics, episode_metrics, staleness
@@ -178,8 +177,7 @@ class Follower:
         return {name: float(count) for name, count in counters.items()}
 
     def _keep(self) -> None:
-        with (self._folder / STATES).open("a") as states:
-            states.write(json.dumps(json.loads(self.state.to_json())) + "\n")
+        keep_state(self._folder, self.state)
 
 
 def renamed(trinity: Mapping[str, float]) -> dict[str, float]:

@@ -9,13 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from astuner.backbone.trinity.sections import (
-    Device,
-    Route,
-    is_colocated,
-    trainer_gpus,
-    wanted_device,
-)
+from astuner.backbone.spawned.choices import Device, wanted_device
+from astuner.backbone.trinity.sections import Route, is_colocated, trainer_gpus
 from astuner.config.schema import AstunerConfig
 from astuner.errors import ConfigError, MissingDependency
 

@@ -24,10 +24,12 @@ from astuner.backbone.context import RunContext, RunResult
 from astuner.backbone.report import finish
 from astuner.backbone.sinks import open_sinks
 from astuner.backbone.spawned import files
+from astuner.backbone.spawned.choices import Device, Facts
 from astuner.backbone.spawned.failing import failure
 from astuner.backbone.spawned.files import JobFile, write_job
 from astuner.backbone.spawned.program import Program
 from astuner.backbone.spawned.ray_cluster import authentication, check_address
+from astuner.backbone.spawned.states import state_at
 from astuner.backbone.spawned.supervise import Child
 from astuner.backbone.spawned.watching import watch
 from astuner.backbone.trinity import checkpoints, final
@@ -35,12 +37,11 @@ from astuner.backbone.trinity.accounts import BATCHES, role_file
 from astuner.backbone.trinity.cluster import driver_environment
 from astuner.backbone.trinity.progress import TRAINER, Follower
 from astuner.backbone.trinity.requirements import choose_device, need_trinity
-from astuner.backbone.trinity.sections import FOLDER, Device, Facts, raw, route, tasks_folder
+from astuner.backbone.trinity.sections import FOLDER, raw, route, tasks_folder
 from astuner.backbone.trinity.service_child import RunningService, start_service
 from astuner.backbone.trinity.surplus import Surplus
 from astuner.backbone.trinity.translate import check, to_trinity, warnings
 from astuner.backbone.trinity.workarounds import IN_MEMORY, Breaks
-from astuner.backbone.verl.progress import state_at
 from astuner.config.schema import AstunerConfig
 from astuner.engine.model_source import resolve_model
 from astuner.errors import AstunerError, BackboneError, CheckpointError, DeadlineExceeded

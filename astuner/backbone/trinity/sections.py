@@ -7,16 +7,14 @@ file and line numbers in comments are those of Trinity-RFT 0.6.0.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from astuner.backbone.spawned.choices import NEVER, Device, Facts
 from astuner.config.schema import AstunerConfig
 
-Device = Literal["cuda", "cpu"]
 Route = Literal["service", "vllm"]
 """Who samples and trains: astuner's service over the Tinker protocol, or Trinity's own vLLM
 and verl."""
@@ -31,37 +29,11 @@ CHECKPOINTS = ("checkpoints", "trinity")
 """Trinity's `project` and `name`: the folders of its checkpoints, and what it calls them on a
 service. The run's own names may hold what a service takes for no name."""
 
-NEVER = 1_000_000_000
-"""Steps: only the last one is due."""
 NO_LIMIT = 1e9
 """Above any gradient's norm."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What only the machine and the data tell; each 0 or "" where it is not known yet."""
-
-    model_path: str = ""
-    """The folder that `model.path` stands for, or the name that the service has for it."""
-    model_context: int = 0
-    """The model's own limit, in tokens."""
-    total_steps: int = 0
-    """Of the whole run, whether from total_steps or total_epochs."""
-    validation: bool = True
-    """Whether there are validation tasks."""
-    flash_attention: bool = True
-    """Whether Trinity's trainer finds the package flash-attn."""
-
-
 # ---------------------------------------------------------------- choices
-
-
-def wanted_device(config: AstunerConfig) -> str:
-    """ "cuda", "cpu", or "auto" where the configuration leaves it open."""
-    chosen = config.trainer_common.device
-    if chosen == "auto" and config.model.device in ("cuda", "cpu"):
-        return config.model.device
-    return chosen
 
 
 def route(config: AstunerConfig, device: Device) -> Route:
@@ -104,12 +76,6 @@ def longest(config: AstunerConfig, context: int = 0) -> int:
     """Tokens of the longest sequence there can be."""
     whole = config.data.max_prompt_length + config.data.max_response_length
     return min(config.rollout.max_model_len or whole, whole, context or whole)
-
-
-def save_every(config: AstunerConfig) -> int:
-    """Steps between Trinity's checkpoints, of which those not wanted are deleted later."""
-    lasting, rolling = config.trainer_common.save_freq, config.trainer_common.resume_freq
-    return math.gcd(lasting, rolling) or NEVER
 
 
 def tasks_folder(run_dir: Path, split: Literal["train", "validation"]) -> Path:

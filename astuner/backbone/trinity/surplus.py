@@ -1,8 +1,6 @@
-"""Which of Trinity's checkpoints stay: the lasting ones, and the newest to resume from.
+"""Deletes those of Trinity's checkpoints that are not to stay (`spawned.keeping`).
 
-Trinity saves at one interval and deletes nothing. astuner has two intervals (`save_freq`, of
-which `keep_checkpoints` last, and `resume_freq`, of which only the newest stays), so Trinity
-saves at both, and the launcher deletes the surplus from the run's service.
+Trinity deletes nothing; the launcher does, from the run's service.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ from pathlib import Path
 
 import httpx
 
+from astuner.backbone.spawned.keeping import steps_in, surplus
 from astuner.backbone.trinity.checkpoints import REMOTE, job_folder, newest, remote_path, step_of
-from astuner.backbone.verl.checkpoints import steps_in, surplus
 from astuner.config.schema import TrainerConfig
 
 log = logging.getLogger(__name__)

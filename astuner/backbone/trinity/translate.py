@@ -14,16 +14,16 @@ from typing import Any
 
 from astuner.backbone import overriding
 from astuner.backbone.overriding import announced, pair
+from astuner.backbone.spawned.choices import Device, Facts, assumed
 from astuner.backbone.translation import Translation
 from astuner.backbone.trinity import learning, processes, sections
 from astuner.backbone.trinity.compose import looked_up
-from astuner.backbone.trinity.limits import assumed, check, notes, problems
-from astuner.backbone.trinity.sections import Device, Facts, Settings
+from astuner.backbone.trinity.limits import check, notes, problems
+from astuner.backbone.trinity.sections import Settings
 from astuner.config.keys import keys
 from astuner.config.schema import AstunerConfig
 
 __all__ = [
-    "Facts",
     "becomes",
     "check",
     "notes",
@@ -32,12 +32,10 @@ __all__ = [
     "route",
     "to_trinity",
     "translation",
-    "wanted_device",
     "warnings",
 ]
 
 flat, raw, route = sections.flat, sections.raw, sections.route
-wanted_device = sections.wanted_device
 
 ITSELF = "read by astuner itself"
 _MODEL, _ENGINE = "model", "explorer.rollout_model"

@@ -8,15 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from astuner.backbone.verl.sections import (
-    ACTOR,
-    ESTIMATOR,
-    REF,
-    ROLLOUT,
-    Device,
-    Settings,
-    longest,
-)
+from astuner.backbone.spawned.choices import Device
+from astuner.backbone.verl.sections import ACTOR, ESTIMATOR, REF, ROLLOUT, Settings, longest
 from astuner.config.schema import AstunerConfig
 
 NO_LIMIT = 1e9

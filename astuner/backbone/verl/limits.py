@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from astuner.algorithm import ADVANTAGES
+from astuner.backbone.spawned.choices import Device, Problem, assumed, two_devices
 from astuner.backbone.verl.learning import LOSSES
-from astuner.backbone.verl.reserved import Problem, reserved
+from astuner.backbone.verl.reserved import reserved
 from astuner.backbone.verl.sections import (
     ACTOR,
     EMBEDDED,
-    Device,
     agent_workers,
     engine_name,
     is_async,
     merges,
     processes,
     raw,
-    wanted_device,
 )
 from astuner.config.keys import full
 from astuner.config.loaded import joined
@@ -36,11 +35,6 @@ def check(config: AstunerConfig, device: Device | None = None) -> None:
     """Raises ConfigError with everything that verl cannot honour."""
     if found := [f"`{full(key)}` {message}" for key, message in problems(config, device)]:
         raise ConfigError(joined(found))
-
-
-def assumed(config: AstunerConfig) -> Device:
-    """The device as far as the configuration says; GPUs where it leaves it open."""
-    return "cpu" if wanted_device(config) == "cpu" else "cuda"
 
 
 LIFTED_BY: Mapping[str, str] = {
@@ -77,17 +71,7 @@ def _devices(config: AstunerConfig, device: Device) -> Iterator[Problem]:
             f"is {config.model.device!r}, but verl knows only cuda and cpu, and takes the GPUs "
             "that it sees: leave it at auto, and choose GPUs with CUDA_VISIBLE_DEVICES.",
         )
-    chosen = config.trainer_common.device
-    if (
-        chosen != "auto"
-        and config.model.device in ("cuda", "cpu")
-        and config.model.device != chosen
-    ):
-        yield (
-            "model.device",
-            f"is {config.model.device!r}, but `{full('trainer_common.device')}` is {chosen!r}. "
-            "Set one of them.",
-        )
+    yield from two_devices(config)
     engine = config.rollout.engine
     if engine == "service":
         yield ("rollout.engine", "is 'service', which is for trinity. Use vllm, sglang or auto.")

@@ -3,14 +3,13 @@
 Follows the run's folder: groups that have ended, verl's line of metrics after each step,
 the trainer's stage. Of them it makes our metrics under our names (verl's own go along as
 `verl/NAME`), episodes, totals, validations and the progress display. What is known after
-each step is kept in `states.jsonl`, so that a resumed run counts on from its checkpoint.
+each step is kept (`spawned.states`), so that a resumed run counts on from its checkpoint.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from astuner.backbone.spawned.files import (
     read_stage,
 )
 from astuner.backbone.spawned.lines import LineReader
+from astuner.backbone.spawned.states import keep_state
 from astuner.tracking.display import NAMES as NAMES_OF_STAGES
 from astuner.trainer.batch import MASKED, account, make_batch, sampled_tokens
 from astuner.trainer.checkpoints import TrainerState
@@ -33,7 +33,6 @@ from astuner.trainer.seams import EpisodeSink, Progress, Sinks
 from astuner.trainer.settings import TrainSettings
 from astuner.types import Episode, Group
 
-STATES = "states.jsonl"
 STEP_DONE, VALIDATED = "training/global_step", "val-"
 """A key, and the beginning of keys, that only such a line has."""
 EVICTED = "training/off_policy/evicted_samples"
@@ -128,8 +127,7 @@ class Follower:
             self._step_done(step, verl)
         if any(name.startswith(VALIDATED) for name in verl):
             self._validated(step, verl)
-        with (self._folder / STATES).open("a") as states:
-            states.write(json.dumps(json.loads(self.state.to_json())) + "\n")
+        keep_state(self._folder, self.state)
 
     def _step_done(self, step: int, verl: Mapping[str, float]) -> None:
         evicted = self._waiting.evict(int(verl.get(EVICTED, 0)))
@@ -237,25 +235,3 @@ def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
         for name, value in data.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-
-
-# ---------------------------------------------------------------- states
-
-
-def state_at(folder: Path, step: int, fresh: TrainerState) -> TrainerState:
-    """What was known after a step, or the nearest step before it; forgets what came later."""
-    path = folder / STATES
-    kept = [state for state in _states(path) if state.step <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(json.loads(s.to_json())) + "\n" for s in kept))
-    temporary.replace(path)
-    return replace(kept[-1], step=step) if kept else replace(fresh, step=step)
-
-
-def _states(path: Path) -> Iterator[TrainerState]:
-    """Whole lines only: a kill may tear the last."""
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            yield TrainerState.from_json(line)
-        except (ValueError, KeyError, TypeError):
-            continue

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from astuner.backbone.verl.sections import Device, is_async, wanted_device
+from astuner.backbone.spawned.choices import Device, wanted_device
+from astuner.backbone.verl.sections import is_async
 from astuner.config.schema import AstunerConfig
 from astuner.errors import ConfigError, MissingDependency
 

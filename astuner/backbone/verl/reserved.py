@@ -11,10 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from astuner.backbone import verl_cpu
+from astuner.backbone.spawned.choices import Problem
 from astuner.backbone.spawned.files import FOLDER_VARIABLE
-
-Problem = tuple[str, str]
-"""A key, and what is wrong with it."""
 
 NEEDED: Mapping[str, tuple[Any, str]] = {
     "trainer.use_v1": (True, "only this trainer of verl's takes episodes of several timelines"),

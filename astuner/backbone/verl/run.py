@@ -22,17 +22,19 @@ from astuner.backbone.context import RunContext, RunResult
 from astuner.backbone.report import finish, saved_step, verl_checkpoint
 from astuner.backbone.sinks import open_sinks
 from astuner.backbone.spawned import files
+from astuner.backbone.spawned.choices import Device, Facts
 from astuner.backbone.spawned.files import JobFile, write_job
 from astuner.backbone.spawned.program import Program
 from astuner.backbone.spawned.ray_cluster import authentication, check_address
+from astuner.backbone.spawned.states import state_at
 from astuner.backbone.spawned.supervise import Child
 from astuner.backbone.spawned.watching import watch
 from astuner.backbone.verl.merge import forget_model, merge_newest
-from astuner.backbone.verl.progress import Follower, state_at
+from astuner.backbone.verl.progress import Follower
 from astuner.backbone.verl.ray_cluster import environment
 from astuner.backbone.verl.requirements import choose_device, has_flash_attention, need_verl
-from astuner.backbone.verl.sections import Device, is_async
-from astuner.backbone.verl.translate import Facts, check, raw, to_verl, warnings
+from astuner.backbone.verl.sections import is_async
+from astuner.backbone.verl.translate import check, raw, to_verl, warnings
 from astuner.engine.model_source import resolve_model
 from astuner.errors import AstunerError, BackboneError, CheckpointError, DeadlineExceeded
 from astuner.task_reader import TaskOrder

@@ -8,17 +8,15 @@ are those of verl 0.9.1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
+from astuner.backbone.spawned.choices import NEVER, Device, Facts, save_every
 from astuner.backbone.verl_cpu import ROLLOUT as EMBEDDED
 from astuner.backbone.verl_cpu import WEIGHT_SYNC, WEIGHT_SYNC_MODULE
 from astuner.config.schema import AstunerConfig
 
-Device = Literal["cuda", "cpu"]
 Settings = dict[str, Any]
 
 ACTOR, ROLLOUT, MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
@@ -32,37 +30,11 @@ DATASET = ("pkg://astuner.backbone.verl.dataset", "TaskDataset")
 TRAIN_FILES, VALIDATION_FILES = "astuner-train", "astuner-validation"
 CHECKPOINT_CALLBACK = "astuner.backbone.verl.checkpoints.OnlyWanted"
 
-NEVER = 1_000_000_000
-"""Steps: only the last one is due."""
 AGENT_WORKERS = 8
 """Processes of each machine that run episodes, on GPU machines."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What only the machine and the data tell; each 0 or "" where it is not known yet."""
-
-    model_path: str = ""
-    """The folder that `model.path` stands for."""
-    model_context: int = 0
-    """The model's own limit, in tokens."""
-    total_steps: int = 0
-    """Of the whole run, whether from total_steps or total_epochs."""
-    validation: bool = True
-    """Whether there are validation tasks."""
-    flash_attention: bool = True
-    """Whether verl finds the package flash-attn, which it asks for unless told otherwise."""
-
-
 # ---------------------------------------------------------------- choices
-
-
-def wanted_device(config: AstunerConfig) -> str:
-    """ "cuda", "cpu", or "auto" where the configuration leaves it open."""
-    chosen = config.trainer_common.device
-    if chosen == "auto" and config.model.device in ("cuda", "cpu"):
-        return config.model.device
-    return chosen
 
 
 def engine_name(config: AstunerConfig, device: Device) -> str:
@@ -90,12 +62,6 @@ def agent_workers(config: AstunerConfig, device: Device) -> int:
     """Processes that run episodes; no more than there are groups, or episodes at once."""
     most = AGENT_WORKERS * config.trainer_common.nnodes if device == "cuda" else 1
     return min(most, config.data.train_batch_size, config.rollout.max_env_worker)
-
-
-def save_every(config: AstunerConfig) -> int:
-    """Steps between verl's checkpoints, of which `checkpoints` deletes what is not wanted."""
-    lasting, rolling = config.trainer_common.save_freq, config.trainer_common.resume_freq
-    return math.gcd(lasting, rolling) or NEVER
 
 
 # ---------------------------------------------------------------- sections

@@ -14,16 +14,16 @@ from typing import Any
 
 from astuner.backbone import overriding
 from astuner.backbone.overriding import announced, pair
+from astuner.backbone.spawned.choices import Device, Facts, assumed
 from astuner.backbone.translation import Translation
 from astuner.backbone.verl import learning, sections
-from astuner.backbone.verl.limits import assumed, check, notes, problems
-from astuner.backbone.verl.sections import ACTOR, MODEL, REF, ROLLOUT, Device, Facts, Settings
+from astuner.backbone.verl.limits import check, notes, problems
+from astuner.backbone.verl.sections import ACTOR, MODEL, REF, ROLLOUT, Settings
 from astuner.config.keys import keys
 from astuner.config.schema import AstunerConfig
 from astuner.errors import ConfigError
 
 __all__ = [
-    "Facts",
     "becomes",
     "check",
     "notes",
@@ -31,11 +31,10 @@ __all__ = [
     "raw",
     "to_verl",
     "translation",
-    "wanted_device",
     "warnings",
 ]
 
-raw, wanted_device = sections.raw, sections.wanted_device
+raw = sections.raw
 
 ITSELF = "read by astuner itself"
 _OPTIM = f"{ACTOR}.optim"

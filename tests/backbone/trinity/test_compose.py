@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from astuner.backbone.spawned.choices import Device
 from astuner.backbone.trinity.compose import (
     PARTS,
     compose,
@@ -17,7 +18,7 @@ from astuner.backbone.trinity.compose import (
     nested,
 )
 from astuner.backbone.trinity.limits import INSTEAD, LIFTED_BY
-from astuner.backbone.trinity.sections import Device, flat
+from astuner.backbone.trinity.sections import flat
 from astuner.backbone.trinity.translate import to_trinity
 from astuner.config.load import load_config
 from astuner.errors import ConfigError

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from astuner.backbone.spawned.files import GroupRecord, spool_group
+from astuner.backbone.spawned.states import state_at
 from astuner.backbone.trinity.accounts import BatchRecord, note_batch, note_metrics
 from astuner.backbone.trinity.progress import Follower
-from astuner.backbone.verl.progress import state_at
 from astuner.config.schema import AstunerConfig
 from astuner.tracking import RunDisplay
 from astuner.trainer import TrainSettings

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from astuner.algorithm import accepted, find_kl, find_loss
+from astuner.backbone.spawned.choices import Facts
 from astuner.backbone.trinity.compose import compose
-from astuner.backbone.trinity.sections import Facts
 from astuner.backbone.trinity.translate import to_trinity
 from astuner.config.load import load_config
 from astuner.engine.embedded.losses import loss_of

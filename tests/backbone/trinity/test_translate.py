@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from astuner.backbone.spawned.choices import Device, Facts
 from astuner.backbone.translation import translation_of
 from astuner.backbone.trinity import limits, requirements, translate
-from astuner.backbone.trinity.sections import Device, Facts
 from astuner.backbone.trinity.translate import becomes, overridden, to_trinity, warnings
 from astuner.config.keys import keys
 from astuner.config.load import load_config

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from astuner.backbone.spawned.keeping import steps_in, surplus
 from astuner.backbone.verl import checkpoints
-from astuner.backbone.verl.checkpoints import OnlyWanted, steps_in, surplus
+from astuner.backbone.verl.checkpoints import OnlyWanted
 from astuner.config.load import load_config
 
 

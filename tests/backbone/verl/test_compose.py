@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from astuner.backbone.spawned.choices import Device
 from astuner.backbone.verl import reserved
 from astuner.backbone.verl.compose import compose, defaults, nearest
-from astuner.backbone.verl.sections import Device
 from astuner.backbone.verl.translate import to_verl
 from astuner.config.load import load_config
 from astuner.errors import ConfigError, MissingDependency

@@ -11,9 +11,9 @@ import pytest
 
 from astuner.algorithm import AGGREGATIONS, KLS, find_loss
 from astuner.backbone import verl_cpu
+from astuner.backbone.spawned.choices import Device, Facts, wanted_device
 from astuner.backbone.verl import dataset, learning, limits, reserved, sections, translate
 from astuner.backbone.verl.checkpoints import OnlyWanted
-from astuner.backbone.verl.sections import Device, Facts
 from astuner.backbone.verl.translate import becomes, overridden, to_verl, warnings
 from astuner.config.keys import keys
 from astuner.config.load import load_config
@@ -402,7 +402,7 @@ def test_facts_of_machine_and_data() -> None:
 def test_without_flash_attention_the_trainer_does_not_ask_for_it() -> None:
     key = f"{MODEL}.override_config.attn_implementation"
     assert key not in told(device="cuda")  # verl's default: flash_attention_2
-    without = sections.Facts(flash_attention=False)
+    without = Facts(flash_attention=False)
     assert told(device="cuda", facts=without)[key] == "sdpa"
     own = told(f"verl.{key}=eager", device="cuda", facts=without)
     assert own[key] == "eager"
@@ -438,7 +438,7 @@ def test_clip_ranges_are_those_of_our_losses() -> None:
     ],
 )
 def test_the_wanted_device(overrides: tuple[str, ...], device: str) -> None:
-    assert translate.wanted_device(config(*overrides)) == device
+    assert wanted_device(config(*overrides)) == device
 
 
 # ---------------------------------------------------------------- refusals

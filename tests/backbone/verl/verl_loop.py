@@ -21,9 +21,10 @@ from verl.utils.dataset.rl_dataset import collate_fn  # type: ignore[import-not-
 from verl.workers.rollout.llm_server import LLMServerClient  # type: ignore[import-not-found]
 from verl.workers.rollout.replica import TokenOutput  # type: ignore[import-not-found]
 
+from astuner.backbone.spawned.choices import Facts
 from astuner.backbone.verl.compose import compose
 from astuner.backbone.verl.driver import with_loop
-from astuner.backbone.verl.sections import TRAIN_FILES, VALIDATION_FILES, Facts
+from astuner.backbone.verl.sections import TRAIN_FILES, VALIDATION_FILES
 from astuner.backbone.verl.translate import to_verl
 from astuner.config.schema import AstunerConfig
 from tests.backbone.verl.verl_world import OK, job_config
