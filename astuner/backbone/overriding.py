@@ -7,8 +7,9 @@ backbone's to know.
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Replaced = Mapping[str, tuple[Any, Any]]
@@ -36,3 +37,20 @@ def announced(replaced: Replaced, section: str) -> list[str]:
         f"`astuner.{section}` sets {key}={json.dumps(theirs)} instead of {json.dumps(ours)}."
         for key, (ours, theirs) in replaced.items()
     ]
+
+
+NEAR = 0.7
+"""Of two names, at least this alike (difflib's ratio), one may be meant for the other."""
+
+
+def nearest(known: Iterable[str], key: str) -> str | None:
+    """The setting that a mistyped `key` most likely means; its last part decides first."""
+    section, _, leaf = key.rpartition(".")
+    scored: list[tuple[float, str]] = []
+    for name in known:
+        known_section, _, known_leaf = name.rpartition(".")
+        likeness = difflib.SequenceMatcher(None, leaf, known_leaf).ratio()
+        if likeness >= NEAR:
+            same = difflib.SequenceMatcher(None, section, known_section).ratio()
+            scored.append((likeness + same, name))
+    return max(scored)[1] if scored else None

@@ -9,19 +9,17 @@ its configuration; it starts nothing.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, cast
 
+from astuner.backbone import overriding
 from astuner.backbone.trinity.requirements import HOW
 from astuner.config.loaded import joined
 from astuner.errors import ConfigError, MissingDependency
 
-NEAR = 0.7
-"""How alike two names must be (0..1, difflib) to be offered as a correction."""
 TRAINER = "trainer.trainer_config"
 """verl's own settings within Trinity's, which its trainer merges (trainer/verl/config.py)."""
 
@@ -180,16 +178,8 @@ def _unknown(schema: type, key: str) -> str:
 
 
 def nearest(schema: type, key: str) -> str | None:
-    """Trinity's setting that a mistyped `key` most likely means; its last part decides first."""
-    section, _, leaf = key.rpartition(".")
-    scored: list[tuple[float, str]] = []
-    for known in _all_keys(schema, ""):
-        known_section, _, known_leaf = known.rpartition(".")
-        likeness = difflib.SequenceMatcher(None, leaf, known_leaf).ratio()
-        if likeness >= NEAR:
-            same = difflib.SequenceMatcher(None, section, known_section).ratio()
-            scored.append((likeness + same, known))
-    return max(scored)[1] if scored else None
+    """Trinity's setting that a mistyped `key` most likely means."""
+    return overriding.nearest(_all_keys(schema, ""), key)
 
 
 def _all_keys(target: type, prefix: str) -> Iterator[str]:

@@ -17,9 +17,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from astuner.backbone.spawned.answers import chunks
 from astuner.engine.protocol import SamplingParams, TokenChunk
 from astuner.errors import ContextLengthError, EngineClosed, EngineError
-from astuner.types import FinishReason
 
 SAMPLERS = 2
 """Clients that are kept: of the newest weights, and of those just before."""
@@ -76,7 +76,14 @@ class TrinityEngine:
         self.version = max(self.version, answer.newest)
         self.answers += 1
         self._on_answer()
-        for chunk in chunks(answer, params, limit):
+        for chunk in chunks(
+            answer.token_ids,
+            answer.logprobs,
+            params,
+            limit,
+            oldest=answer.oldest,
+            newest=answer.newest,
+        ):
             yield chunk
 
     async def _ask(self, prompt: list[int], params: SamplingParams, limit: int) -> Answer:
@@ -97,24 +104,6 @@ def check(answer: Answer, limit: int) -> None:
             f"Trinity's model answered {count} tokens with {len(answer.logprobs)} logprobs; "
             f"1 to {limit}, with a logprob each, were due."
         )
-
-
-def chunks(answer: Answer, params: SamplingParams, limit: int) -> list[TokenChunk]:
-    """The whole answer. Where the weights may have changed meanwhile, the last token counts as
-    of the newest, all before as of the oldest."""
-    ids, logprobs = tuple(answer.token_ids), tuple(answer.logprobs)
-    top = tuple({i: p} for i, p in zip(ids, logprobs, strict=True)) if params.top_logprobs else ()
-    finish = finish_reason(ids, params, limit)
-    if answer.oldest == answer.newest or len(ids) < 2:
-        return [TokenChunk(ids, logprobs, answer.newest, finish, top)]
-    return [
-        TokenChunk(ids[:-1], logprobs[:-1], answer.oldest, None, top[:-1]),
-        TokenChunk(ids[-1:], logprobs[-1:], answer.newest, finish, top[-1:]),
-    ]
-
-
-def finish_reason(ids: Sequence[int], params: SamplingParams, limit: int) -> FinishReason:
-    return "length" if len(ids) >= limit and ids[-1] not in params.stop_token_ids else "stop"
 
 
 # ---------------------------------------------------------------- a Tinker service

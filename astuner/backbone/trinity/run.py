@@ -27,6 +27,7 @@ from astuner.backbone.spawned import files
 from astuner.backbone.spawned.choices import Device, Facts
 from astuner.backbone.spawned.failing import failure
 from astuner.backbone.spawned.files import JobFile, write_job
+from astuner.backbone.spawned.planning import context_of, shown, tell
 from astuner.backbone.spawned.program import Program
 from astuner.backbone.spawned.ray_cluster import authentication, check_address
 from astuner.backbone.spawned.states import state_at
@@ -60,7 +61,7 @@ async def run(context: RunContext) -> RunResult:
     """Tune with Trinity. Raises AstunerError; what was saved until then stays in the run folder."""
     config = context.config
     with ExitStack() as stack:
-        display = stack.enter_context(RunDisplay(**_shown(context)))
+        display = stack.enter_context(RunDisplay(**shown(context)))
         device = choose_device(config, display.note)
         need_trinity(route(config, device))
         check_address(config.trainer_common.ray_address)
@@ -79,12 +80,6 @@ async def run(context: RunContext) -> RunResult:
     saved = checkpoints.newest(plan.run_dir)
     result = TrainResult(state.step, stopped, state.totals, state.evals, saved)
     return finish(context, result, model_dir=model_dir, what="tuned adapter")
-
-
-def _shown(context: RunContext) -> dict[str, Any]:
-    config = context.config
-    episodes = {"rollout": config.data.train_batch_size * config.rollout.num_repeat}
-    return {"step_lines": "console" in config.trainer_common.logger, "episodes": episodes}
 
 
 # ---------------------------------------------------------------- before Trinity is started
@@ -137,33 +132,22 @@ def _plan(context: RunContext, parts: UserParts, device: Device) -> Plan:
         state = state_at(run_dir / FOLDER, checkpoints.step_of(found), state)
         changed = check_resumable(Checkpoint(found, state), settings)
         state = replace(state, config_hash=settings.config_hash)
-    facts = Facts(
-        str(model), _context_of(model), settings.total_steps, bool(parts.tasks.validation)
-    )
+    facts = Facts(str(model), context_of(model), settings.total_steps, bool(parts.tasks.validation))
     resumes = found is not None
     return Plan(
         config, run_dir, parts, model, facts, device, order, settings, state, resumes, changed
     )
 
 
-def _context_of(model: Path) -> int:
-    """The model's own limit, in tokens."""
-    from transformers import AutoConfig
-
-    from astuner.engine.embedded.compatible import context_length
-
-    return context_length(AutoConfig.from_pretrained(model, local_files_only=True))
-
-
 def _tell(context: RunContext, plan: Plan, display: RunDisplay) -> None:
-    for note in warnings(context.config, plan.device):
-        display.note(note)
-    if context.resume:
-        step = plan.state.step
-        where = f"after step {step}" if plan.resumes else "from the start: no checkpoint yet"
-        display.note(f"Resuming {context.run_dir} {where}.")
-    if plan.changed:
-        display.note(plan.changed)
+    tell(
+        context,
+        display,
+        warnings(context.config, plan.device),
+        step=plan.state.step,
+        resumes=plan.resumes,
+        changed=plan.changed,
+    )
 
 
 def write_tasks(plan: Plan) -> None:

@@ -9,7 +9,6 @@ read its configuration; it starts nothing.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
@@ -20,13 +19,12 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from astuner.backbone import overriding
 from astuner.config.loaded import joined
 from astuner.errors import ConfigError, MissingDependency
 
 OPEN = ("ray_kwargs.ray_init",)
 """Handed on as keyword arguments, whatever their names."""
-NEAR = 0.7
-"""How alike two names must be (0..1, difflib) to be offered as a correction."""
 
 
 def compose(settings: Mapping[str, Any], *, validate: bool = True) -> DictConfig:
@@ -163,16 +161,8 @@ def _unknown(config: DictConfig, key: str) -> str:
 
 
 def nearest(config: DictConfig, key: str) -> str | None:
-    """verl's setting that a mistyped `key` most likely means; its last part decides first."""
-    section, _, leaf = key.rpartition(".")
-    scored: list[tuple[float, str]] = []
-    for known in _all_keys(config, ""):
-        known_section, _, known_leaf = known.rpartition(".")
-        likeness = difflib.SequenceMatcher(None, leaf, known_leaf).ratio()
-        if likeness >= NEAR:
-            same = difflib.SequenceMatcher(None, section, known_section).ratio()
-            scored.append((likeness + same, known))
-    return max(scored)[1] if scored else None
+    """verl's setting that a mistyped `key` most likely means."""
+    return overriding.nearest(_all_keys(config, ""), key)
 
 
 def _all_keys(node: DictConfig, prefix: str) -> Iterator[str]:

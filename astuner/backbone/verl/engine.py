@@ -14,9 +14,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Protocol
 from uuid import uuid4
 
+from astuner.backbone.spawned.answers import chunks
 from astuner.engine.protocol import SamplingParams, TokenChunk
 from astuner.errors import ContextLengthError, EngineClosed, EngineError
-from astuner.types import FinishReason
 
 ABORTED = ("abort", "aborted")
 
@@ -74,7 +74,15 @@ class VerlEngine:
         self.version = max(self.version, newest)
         self.answers += 1
         self._on_answer()
-        for chunk in chunks(output, params, limit, oldest, newest):
+        for chunk in chunks(
+            output.token_ids,
+            output.log_probs or (),
+            params,
+            limit,
+            oldest=oldest,
+            newest=newest,
+            cached=output.extra_fields.get("num_cached_tokens") or 0,
+        ):
             yield chunk
 
     async def _ask(self, prompt: list[int], wire: dict[str, Any], session: str) -> Output:
@@ -123,25 +131,3 @@ def check(output: Output, limit: int) -> tuple[int, int]:
         raise EngineError("verl's rollout server did not say which weights it sampled with.")
     oldest = fields.get("min_global_steps")
     return int(newest if oldest is None else oldest), int(newest)
-
-
-def chunks(
-    output: Output, params: SamplingParams, limit: int, oldest: int, newest: int
-) -> list[TokenChunk]:
-    """The whole answer. Where the weights changed meanwhile, verl does not tell at which
-    token: the last one is of the newest, all before count as of the oldest."""
-    ids, logprobs = tuple(output.token_ids), tuple(output.log_probs or ())
-    top = tuple({i: p} for i, p in zip(ids, logprobs, strict=True)) if params.top_logprobs else ()
-    cached = output.extra_fields.get("num_cached_tokens") or 0
-    finish = finish_reason(ids, params, limit)
-    if oldest == newest or len(ids) < 2:
-        return [TokenChunk(ids, logprobs, newest, finish, top, cached)]
-    return [
-        TokenChunk(ids[:-1], logprobs[:-1], oldest, None, top[:-1], cached),
-        TokenChunk(ids[-1:], logprobs[-1:], newest, finish, top[-1:]),
-    ]
-
-
-def finish_reason(ids: Sequence[int], params: SamplingParams, limit: int) -> FinishReason:
-    """verl says "completed" of both."""
-    return "length" if len(ids) >= limit and ids[-1] not in params.stop_token_ids else "stop"

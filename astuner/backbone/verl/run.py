@@ -24,6 +24,7 @@ from astuner.backbone.sinks import open_sinks
 from astuner.backbone.spawned import files
 from astuner.backbone.spawned.choices import Device, Facts
 from astuner.backbone.spawned.files import JobFile, write_job
+from astuner.backbone.spawned.planning import context_of, shown, tell
 from astuner.backbone.spawned.program import Program
 from astuner.backbone.spawned.ray_cluster import authentication, check_address
 from astuner.backbone.spawned.states import state_at
@@ -53,7 +54,7 @@ async def run(context: RunContext) -> RunResult:
     need_verl()
     check_address(config.trainer_common.ray_address)
     with ExitStack() as stack:
-        display = stack.enter_context(RunDisplay(**_shown(context)))
+        display = stack.enter_context(RunDisplay(**shown(context)))
         device = choose_device(config, display.note)
         check(config, device)
         display.stage("loading workflow and tasks")
@@ -71,12 +72,6 @@ async def run(context: RunContext) -> RunResult:
     saved = verl_checkpoint(plan.run_dir)
     result = TrainResult(state.step, stopped, state.totals, state.evals, saved)
     return finish(context, result, model_dir=model_dir, what="tuned model")
-
-
-def _shown(context: RunContext) -> dict[str, Any]:
-    config = context.config
-    episodes = {"rollout": config.data.train_batch_size * config.rollout.num_repeat}
-    return {"step_lines": "console" in config.trainer_common.logger, "episodes": episodes}
 
 
 # ---------------------------------------------------------------- before verl is started
@@ -122,7 +117,7 @@ def _plan(context: RunContext, parts: UserParts, device: Device, flash_attention
         changed = check_resumable(Checkpoint(run_dir / FOLDER, state), settings)
         state = replace(state, config_hash=settings.config_hash)
     held_out = bool(parts.tasks.validation)
-    facts = Facts(str(model), _context_of(model), settings.total_steps, held_out, flash_attention)
+    facts = Facts(str(model), context_of(model), settings.total_steps, held_out, flash_attention)
     verl = to_verl(config, run_dir=run_dir, device=device, resume=step is not None, facts=facts)
     if step and "trainer.val_before_train" not in raw(config):
         verl["trainer.val_before_train"] = held_out and _owed(state, settings)
@@ -135,24 +130,15 @@ def _owed(state: TrainerState, settings: TrainSettings) -> bool:
     return due and state.step not in state.evals
 
 
-def _context_of(model: Path) -> int:
-    """The model's own limit, in tokens."""
-    from transformers import AutoConfig
-
-    from astuner.engine.embedded.compatible import context_length
-
-    return context_length(AutoConfig.from_pretrained(model, local_files_only=True))
-
-
 def _tell(context: RunContext, plan: Plan, display: RunDisplay) -> None:
-    for note in warnings(context.config, plan.device):
-        display.note(note)
-    if context.resume:
-        step = plan.state.step
-        where = f"after step {step}" if plan.resumes else "from the start: no checkpoint yet"
-        display.note(f"Resuming {context.run_dir} {where}.")
-    if plan.changed:
-        display.note(plan.changed)
+    tell(
+        context,
+        display,
+        warnings(context.config, plan.device),
+        step=plan.state.step,
+        resumes=plan.resumes,
+        changed=plan.changed,
+    )
 
 
 # ---------------------------------------------------------------- while it runs
