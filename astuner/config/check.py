@@ -30,8 +30,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
         "reasoning_gym",
         "environment",
         "env_service",
+        "traces",
         "random_dummy",
     ),
+    "task_reader.traces.deduplicate": ("none", "exact", "near"),
     "task_judge.judge_type": (
         "none",
         "customized_protocol",
@@ -133,6 +135,7 @@ _RANGES: Mapping[str, tuple[Test, str]] = {
     "rollout.top_p": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
     "rollout.gpu_memory_utilization": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "rollout.val_kwargs.top_p": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "task_reader.traces.similarity": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
     "task_reader.validation_fraction": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "trainer_common.algorithm.clip_ratio_low": (
         lambda v: v == -1 or 0 <= v <= 1,

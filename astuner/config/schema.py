@@ -209,6 +209,32 @@ class ReasoningGymConfig:
 
 
 @dataclass
+class TracesConfig:
+    """With `type: traces`: what an agent was asked before, what it answered, how users liked it."""
+
+    log_path: str = ""
+    """A file of JSON Lines, one logged conversation a line, or a folder of such files."""
+    messages: str = "messages"
+    """The field with the conversation, a list of {role, content}; dots lead inside:
+    "request.messages"."""
+    reply: str = ""
+    """The field with the logged reply, a text or a message: "response.choices.0.message".
+    Empty: the last assistant message of the conversation."""
+    feedback: str = "feedback"
+    """The field with what the user thought of it: a number (above 0 is good), true or false,
+    or a word such as up, down, positive, negative."""
+    require_feedback: bool = True
+    """Leave out what nobody rated."""
+    filters: list[str] = field(default_factory=list)
+    """Functions "package.module->name"; each gets a Trace and says whether to keep it."""
+    deduplicate: str = "exact"
+    """none, exact (same conversation but for case, spaces and punctuation) or near (as alike as
+    `similarity`). Feedback on what counts as one is added up."""
+    similarity: float = 0.9
+    """With near: the share of characters (rapidfuzz's ratio) from which two are one."""
+
+
+@dataclass
 class RandomDummyConfig:
     """With `type: random_dummy`: small sums, for trying things out."""
 
@@ -264,13 +290,14 @@ class TaskReaderConfig:
     """Where the tasks come from."""
 
     type: str = "jsonl_dataset_file"
-    """jsonl_dataset_file, huggingface_dat_repo, reasoning_gym, environment, env_service or
-    random_dummy."""
+    """jsonl_dataset_file, huggingface_dat_repo, reasoning_gym, environment, env_service,
+    traces or random_dummy."""
     jsonl_dataset_file: JsonlConfig = field(default_factory=JsonlConfig)
     huggingface_dat_repo: HuggingfaceConfig = field(default_factory=HuggingfaceConfig)
     reasoning_gym: ReasoningGymConfig = field(default_factory=ReasoningGymConfig)
     environment: EnvironmentTasksConfig = field(default_factory=EnvironmentTasksConfig)
     env_service: EnvServiceConfig = field(default_factory=EnvServiceConfig)
+    traces: TracesConfig = field(default_factory=TracesConfig)
     random_dummy: RandomDummyConfig = field(default_factory=RandomDummyConfig)
     fields: FieldMapping = field(default_factory=FieldMapping)
     """Which fields of a row mean what. All others go to `Task.metadata`."""

@@ -34,13 +34,14 @@ def read(config: TaskReaderConfig, seed: int) -> TaskSplits:
 
 
 def _tasks(file_path: str, config: TaskReaderConfig) -> list[Task]:
-    tasks = tasks_from_rows(_rows(Path(file_path).expanduser()), config.fields)
+    tasks = tasks_from_rows(rows_of(Path(file_path).expanduser()), config.fields)
     if not tasks:
         raise DataError(f"{file_path} has no rows. It should hold one JSON object a line.")
     return tasks
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where, row) for each line that is not blank. Raises DataError."""
     try:
         with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):

@@ -34,6 +34,7 @@ READERS: dict[str, str] = {
     "reasoning_gym": "astuner.task_reader.gym:read",
     "environment": "astuner.task_reader.environment:read",
     "env_service": "astuner.task_reader.env_service:read",
+    "traces": "astuner.task_reader.traces:read",
     "random_dummy": "astuner.task_reader.dummy:read",
 }
 

@@ -42,16 +42,16 @@ def task_from_row(row: Any, fields: FieldMapping, where: str, index: int) -> Tas
     """One Task. Fields without a meaning of their own go to `metadata`, and so does what
     is in the row's own "metadata". Raises DataError."""
     if not isinstance(row, Mapping):
-        raise DataError(f"{where}: a row must be an object, but is {_shown(row)}.")
+        raise DataError(f"{where}: a row must be an object, but is {shown(row)}.")
     rest = dict(cast("Mapping[str, Any]", row))
     task_id = _task_id(rest.pop(fields.task_id, None), fields, where, index)
-    messages = _messages(rest.pop(fields.init_messages, None), fields.init_messages, where)
+    messages = messages_of(rest.pop(fields.init_messages, None), fields.init_messages, where)
     query, messages = _query(rest, messages, fields, where)
     env_type = rest.pop(fields.env_type, None)
     metadata = rest.pop("metadata", None)
     if metadata is not None and not isinstance(metadata, Mapping):
         raise DataError(
-            f"{where}: the field 'metadata' must be an object, but is {_shown(metadata)}."
+            f"{where}: the field 'metadata' must be an object, but is {shown(metadata)}."
         )
     metadata = {**cast("Mapping[str, Any]", metadata or {}), **rest}
     if fields.answer:
@@ -72,7 +72,7 @@ def _task_id(value: Any, fields: FieldMapping, where: str, index: int) -> str:
         return str(value)
     raise DataError(
         f"{where}: the field {fields.task_id!r} must be a text or a whole number, "
-        f"but is {_shown(value)}."
+        f"but is {shown(value)}."
     )
 
 
@@ -83,7 +83,7 @@ def _query(
     datasets), they become the opening and the last user message the query."""
     name = fields.main_query or next((n for n in QUERY_NAMES if rest.get(n) is not None), None)
     if name is None and messages:
-        return _last_user_text(messages), messages
+        return last_user_text(messages), messages
     if name is None:
         raise DataError(
             f"{where}: no field holds the query; looked for {', '.join(QUERY_NAMES)}, found "
@@ -92,8 +92,8 @@ def _query(
     value = _required(rest, name, "main_query", where)
     del rest[name]
     if isinstance(value, list) and not messages:
-        messages = _messages(value, name, where)
-        return _last_user_text(messages), messages
+        messages = messages_of(value, name, where)
+        return last_user_text(messages), messages
     return _text(value, name, where), messages
 
 
@@ -107,7 +107,8 @@ def _required(row: Mapping[str, Any], name: str, meaning: str, where: str) -> An
     return row[name]
 
 
-def _messages(value: Any, name: str, where: str) -> list[dict[str, Any]]:
+def messages_of(value: Any, name: str, where: str) -> list[dict[str, Any]]:
+    """A copy of the messages in the field `name`; none where it is missing. Raises DataError."""
     if value is None:
         return []
     good = isinstance(value, list) and all(
@@ -117,12 +118,13 @@ def _messages(value: Any, name: str, where: str) -> list[dict[str, Any]]:
     if not good:
         raise DataError(
             f"{where}: the field {name!r} must be a list of messages "
-            f"{{role, content}}, but is {_shown(value)}."
+            f"{{role, content}}, but is {shown(value)}."
         )
     return [dict(message) for message in cast("list[Mapping[str, Any]]", value)]
 
 
-def _last_user_text(messages: list[dict[str, Any]]) -> str:
+def last_user_text(messages: list[dict[str, Any]]) -> str:
+    """What the user said last; "" where that is no text."""
     texts = [m.get("content") for m in messages if m.get("role") == "user"]
     return texts[-1] if texts and isinstance(texts[-1], str) else ""
 
@@ -130,13 +132,14 @@ def _last_user_text(messages: list[dict[str, Any]]) -> str:
 def _text(value: Any, name: str, where: str) -> str:
     if isinstance(value, str):
         return value
-    raise DataError(f"{where}: the field {name!r} must be a text, but is {_shown(value)}.")
+    raise DataError(f"{where}: the field {name!r} must be a text, but is {shown(value)}.")
 
 
 def _names(row: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, row)) or "no fields"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value and its type, short enough for a message."""
     text = repr(value)
     return f"{text[:80]}{'...' if len(text) > 80 else ''} ({type(value).__name__})"
