@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+_NUMBER = r"\d{1,9}"
+"""What runs on for longer is no action's number."""
 _MARKED = (
     re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE),
     re.compile(r"\\boxed\{([^{}]*)\}"),
@@ -38,7 +40,7 @@ def extract_action(text: str, names: Mapping[str, int] | Sequence[str]) -> int |
     marked = marked_action(text)
     searched = (text if marked is None else marked).lower()
     words = sorted(table, key=len, reverse=True)
-    pattern = "|".join([*(re.escape(word) for word in words), r"\d+"])
+    pattern = "|".join([*(re.escape(word) for word in words), _NUMBER])
     for found in reversed(re.findall(rf"(?<![\w.-])(?:{pattern})(?![\w]|\.\d)", searched)):
         if found in table:
             return table[found]

@@ -19,12 +19,17 @@ from astuner.env.served_class import as_message
 from astuner.env.wire import read_error, read_start, read_step
 from astuner.errors import EnvError
 
-MAX_CONNECTIONS = 256
 HIGHEST_PORT = 65535
+ONE_CONNECTION = httpx.Limits(max_connections=1, keepalive_expiry=2.0)
+"""Idle for shorter than any service keeps its side open, so that no request meets its closing."""
 
 
 class HttpEnvs:
-    """Instances in a service. All methods belong to one event loop."""
+    """Instances in a service. All methods belong to one event loop.
+
+    Every instance has a connection of its own: none waits for another's slow step, and what a
+    request costs does not grow with their number (as it does in one pool of connections).
+    """
 
     def __init__(
         self,
@@ -43,17 +48,20 @@ class HttpEnvs:
         self._lease = lease
         self._beats = True
         """Whether the service is not known to have no heartbeat."""
+        self._creating: dict[str, asyncio.Task[Any]] = {}
         self._made: dict[str, tuple[str, str, dict[str, Any]]] = {}
-        self._http = httpx.AsyncClient(
-            transport=transport, limits=httpx.Limits(max_connections=MAX_CONNECTIONS)
-        )
+        self._transport = transport
+        self._certificates = httpx.create_ssl_context(verify=self._url.startswith("https:"))
+        self._connections: dict[str, httpx.AsyncClient] = {}
+        """By instance; "" is for what concerns none."""
 
     async def create(
         self, env_type: str, task_id: str, instance_id: str, params: Mapping[str, Any]
     ) -> Start:
-        """Make an instance. Raises EnvError."""
+        """Make an instance. Raises EnvError. The request goes on where this is cancelled, and the
+        release waits for it: a service would make the instance all the same, and keep it."""
         self._made[instance_id] = (env_type, task_id, dict(params))
-        data = await self._post(
+        request = self._post(
             "create",
             self._create_timeout,
             env_type=env_type,
@@ -62,7 +70,8 @@ class HttpEnvs:
             params=dict(params),
             lease=self._lease,
         )
-        return read_start(data)
+        self._creating[instance_id] = creating = asyncio.create_task(request)
+        return read_start(await asyncio.shield(creating))
 
     async def reset(self, instance_id: str, seed: int | None) -> Start:
         """A new episode in the same instance, or in one of the same name."""
@@ -97,11 +106,16 @@ class HttpEnvs:
 
     async def release(self, instance_id: str) -> None:
         self._made.pop(instance_id, None)
+        creating = self._creating.pop(instance_id, None)
+        if creating is not None:
+            await asyncio.wait({creating})
         try:
             await self._post("release", self._step_timeout, instance_id=instance_id)
         except EnvError as error:
             if error.cause != "gone":
                 raise
+        finally:
+            await self._connections.pop(instance_id).aclose()
 
     async def task_ids(self, env_type: str, split: str) -> list[str]:
         data = await self._post(
@@ -117,14 +131,24 @@ class HttpEnvs:
                 self._beats = False
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        for connection in self._connections.values():
+            await connection.aclose()
+        self._connections.clear()
+
+    def _connection(self, instance_id: str) -> httpx.AsyncClient:
+        if instance_id not in self._connections:
+            self._connections[instance_id] = httpx.AsyncClient(
+                transport=self._transport, verify=self._certificates, limits=ONE_CONNECTION
+            )
+        return self._connections[instance_id]
 
     async def _post(self, path: str, timeout: float, **body: Any) -> Any:
         """The `data` of the answer. The deadline is for the whole exchange."""
         payload = {"messages": {}, "params": {}, **body}
         url = f"{self._url}/{path}"
+        http = self._connection(str(body.get("instance_id", "")))
         try:
-            request = self._http.build_request("POST", url, json=payload, timeout=None)
+            request = http.build_request("POST", url, json=payload, timeout=None)
             if (request.url.port or 80) > HIGHEST_PORT:
                 raise httpx.InvalidURL(f"there is no port {request.url.port}")
         except (httpx.InvalidURL, TypeError, ValueError) as error:
@@ -135,7 +159,7 @@ class HttpEnvs:
             ) from None
         try:
             async with asyncio.timeout(timeout):
-                reply = await self._http.send(request)
+                reply = await http.send(request)
         except TimeoutError:
             raise EnvError(
                 f"The environment service did not answer {url} within {timeout:g} s.",

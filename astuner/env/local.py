@@ -9,7 +9,9 @@ same object stands behind the HTTP server.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +60,8 @@ class LocalEnvs:
         self._create_timeout = create_timeout
         self._step_timeout = step_timeout
         self._instances: dict[str, _Instance] = {}
+        self._makers: dict[str, EnvMaker] = {}
+        self._finding = threading.Lock()
 
     @property
     def instances(self) -> Mapping[str, str]:
@@ -70,12 +74,11 @@ class LocalEnvs:
         """Make an instance and reset it, with `params["seed"]` if there is one."""
         if instance_id in self._instances:
             raise EnvError(f"There is an instance {instance_id} already.", cause="refused")
-        maker = self._find(env_type)
         instance = _Instance(env_type, _thread(f"environment {instance_id}"))
         self._instances[instance_id] = instance
 
         def work() -> Start:
-            instance.env = maker(task_id, dict(params))
+            instance.env = self._maker(env_type)(task_id, dict(params))
             return _started(instance.env.reset(seed=params.get("seed")))
 
         try:
@@ -106,13 +109,13 @@ class LocalEnvs:
 
     async def evaluate(self, instance_id: str, params: Mapping[str, Any]) -> float:
         instance = self._instance(instance_id)
-        own = getattr(instance.env, "evaluate", None)
+        own = _with_params(instance.env, "evaluate", params)
         if own is None:
             return instance.total
         return await self._do(instance_id, "evaluate", lambda: finite_score(own(), "score"))
 
     async def info(self, instance_id: str, params: Mapping[str, Any]) -> Any:
-        own = getattr(self._instance(instance_id).env, "get_info", None)
+        own = _with_params(self._instance(instance_id).env, "get_info", params)
         return None if own is None else await self._do(instance_id, "get_info", own)
 
     async def release(self, instance_id: str) -> None:
@@ -126,21 +129,28 @@ class LocalEnvs:
                 log.warning("Environment instance %s still closes; left behind.", instance_id)
 
     async def task_ids(self, env_type: str, split: str) -> list[str]:
-        own = getattr(self._find(env_type), "task_ids", None)
-        if own is None:
-            return []
+        def work() -> list[str]:
+            own = getattr(self._maker(env_type), "task_ids", None)
+            return [] if own is None else [str(task_id) for task_id in own(split)]
+
         worker = _thread(f"tasks of {env_type}")
         try:
-            ids = await _within(worker.submit(lambda: own(split)), self._create_timeout, "task_ids")
+            return await _within(worker.submit(work), self._create_timeout, "task_ids")
         finally:
             worker.close()
-        return [str(task_id) for task_id in ids]
 
     async def keep_alive(self, instance_ids: Sequence[str]) -> None:
         """They live as long as this object."""
 
     async def aclose(self) -> None:
         await asyncio.gather(*(self.release(name) for name in tuple(self._instances)))
+
+    def _maker(self, env_type: str) -> EnvMaker:
+        """In an instance's thread: finding it may import, and is done once."""
+        with self._finding:
+            if env_type not in self._makers:
+                self._makers[env_type] = self._find(env_type)
+            return self._makers[env_type]
 
     def _instance(self, instance_id: str) -> _Instance:
         if instance_id not in self._instances:
@@ -189,6 +199,16 @@ def _env(instance: _Instance) -> TextEnv:
     if instance.env is None:
         raise EnvError("The environment was never made.", cause="gone")
     return instance.env
+
+
+def _with_params(
+    env: TextEnv | None, name: str, params: Mapping[str, Any]
+) -> Callable[[], Any] | None:
+    """The environment's own method if it has one, with these parameters if it takes any."""
+    own = getattr(env, name, None)
+    if own is None or not inspect.signature(own).parameters:
+        return own
+    return lambda: own(dict(params))
 
 
 def _started(reply: object) -> Start:

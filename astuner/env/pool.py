@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, cast
@@ -38,6 +38,8 @@ class PoolSettings:
     heartbeat: float = 20.0
     """Seconds between two signs of life for the instances."""
     release_timeout: float = 15.0
+    release_pause: float = 2.0
+    """Seconds before a release that failed is tried once more."""
 
 
 class EnvPool:
@@ -134,19 +136,27 @@ class EnvPool:
         made = not making.cancelled() and making.exception() is None
         try:
             # Also where it was not made as far as we know: a late answer is an instance too.
-            await asyncio.wait_for(self._free(instance_id, env), self._settings.release_timeout)
-        except (EnvError, TimeoutError) as error:
-            self.counters["env/release_failed"] += 1
-            log.warning("Environment instance %s could not be released: %s", instance_id, error)
+            await self._free(instance_id, env)
         finally:
             if made:
                 self._slots.release()
 
     async def _free(self, instance_id: str, env: GymEnv | None) -> None:
-        if env is not None:
-            await env.close_in_loop()
-        else:
-            await self._client.release(instance_id)
+        """Twice if need be: a service without leases would keep the instance for ever."""
+        release = self._client.release(instance_id) if env is None else env.close_in_loop()
+        if await self._freed(instance_id, release):
+            return
+        await asyncio.sleep(self._settings.release_pause)
+        await self._freed(instance_id, self._client.release(instance_id))
+
+    async def _freed(self, instance_id: str, release: Coroutine[Any, Any, None]) -> bool:
+        try:
+            await asyncio.wait_for(release, self._settings.release_timeout)
+        except (EnvError, TimeoutError) as error:
+            self.counters["env/release_failed"] += 1
+            log.warning("Environment instance %s could not be released: %s", instance_id, error)
+            return False
+        return True
 
     async def _keep_alive(self) -> None:
         while True:

@@ -52,8 +52,9 @@ class TextEnv(Protocol):
     """One instance of a world, as its author writes it: plain, blocking, one thread.
 
     It is made by a class or function `(task_id, params)`. Optional further members:
-    `evaluate() -> float` (else the sum of the rewards is the score), `get_info() -> Any`,
-    `close()`. The maker may have `task_ids(split) -> list[str]`.
+    `evaluate() -> float` (else the sum of the rewards is the score), `get_info() -> Any`, both
+    with the call's parameters where they take an argument, and `close()`. The maker may have
+    `task_ids(split) -> list[str]`.
     """
 
     def reset(self, *, seed: int | None = None) -> tuple[Observation, Info]: ...

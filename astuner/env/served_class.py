@@ -60,11 +60,11 @@ class ServedClass:
         reward = float(reply.get("reward") or 0.0)
         return observation_of(reply["state"]), reward, ended and not truncated, truncated, info
 
-    def evaluate(self) -> float:
-        return float(self._env.evaluate({}, self._params))
+    def evaluate(self, params: Mapping[str, Any]) -> float:
+        return float(self._env.evaluate({}, {**self._params, **params}))
 
-    def get_info(self) -> Any:
-        return self._env.get_info({}, self._params)
+    def get_info(self, params: Mapping[str, Any]) -> Any:
+        return self._env.get_info({}, {**self._params, **params})
 
     def close(self) -> None:
         if self._env is not None:

@@ -86,15 +86,15 @@ class ServiceProcess:
 
         threading.Thread(target=read, name="environment service", daemon=True).start()
         ends = time.monotonic() + self._start_timeout
-        while not told and process.poll() is None and time.monotonic() < ends:
+        while not told and exit_code(process.pid) is None and time.monotonic() < ends:
             time.sleep(0.02)
         if told:
             said: dict[str, Any] = json.loads(told[0])
             return str(said["url"])
         how = (
             f"was not ready within env.start_timeout = {self._start_timeout:g} s"
-            if process.poll() is None
-            else f"ended with exit code {process.returncode}"
+            if (code := exit_code(process.pid)) is None
+            else f"ended with exit code {code}"
         )
         raise EnvError(
             f"The environment service {' '.join(self._names)!r} {how}. Its last lines:\n"
@@ -114,11 +114,21 @@ class ServiceProcess:
         with suppress(OSError):
             assert process.stdin is not None
             process.stdin.close()  # the polite way: it releases its instances and ends
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
+        ends = time.monotonic() + STOP_SECONDS
+        while exit_code(process.pid) is None and time.monotonic() < ends:
+            time.sleep(0.02)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its own group, which we made
         process.wait()
         if self._log is not None:
             self._log.close()
         self._process = None
+
+
+def exit_code(pid: int) -> int | None:
+    """The exit code of our child, None while it runs. It is not collected, so that the number
+    of its group, which we still have to end, cannot become another's."""
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status

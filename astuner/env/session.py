@@ -9,6 +9,7 @@ environment is kept in `trouble`, so that a workflow which swallows it is not tr
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine, Mapping
 from time import monotonic
 from typing import Any, TypeVar
@@ -58,6 +59,8 @@ class GymEnv:
         self._started = False
         self._done = False
         self._closed = False
+        self._turn = asyncio.Lock()
+        """Two agents in one world act one after the other."""
         self._score: float | EnvError | None = None
         """What `evaluate` gives after the workflow's `close`."""
         self.sync = SyncGymEnv(self, loop)
@@ -79,27 +82,34 @@ class GymEnv:
     async def reset(self, *, seed: int | None = None) -> tuple[Observation, Info]:
         """Start an episode: (observation, info). The first one without a seed costs nothing, for
         the instance was made in that state. Raises EnvError."""
-        return await self._loop.run(self._reset(seed))
+        return await self._loop.run(self._in_turn(self._reset(seed)))
 
     async def step(self, action: Action) -> Step:
         """(observation, reward, terminated, truncated, info). `action` is a text, a chat message
         or what the environment takes. Raises EnvError; before `reset` or after the end too."""
-        return await self._loop.run(self._step(action))
+        return await self._loop.run(self._in_turn(self._step(action)))
 
     async def evaluate(self, params: Mapping[str, Any] | None = None) -> float:
         """The environment's own score of the episode; by default the sum of its rewards."""
-        return await self._loop.run(self._evaluate(params or {}))
+        return await self._loop.run(self._in_turn(self._evaluate(params or {})))
 
     async def get_info(self, params: Mapping[str, Any] | None = None) -> Any:
         """Whatever else it tells, e.g. its tools."""
-        return await self._loop.run(self._info(params or {}))
+        return await self._loop.run(self._in_turn(self._info(params or {})))
 
     async def close(self) -> None:
         """Free the instance now rather than after the episode. Its score is read before, and
         `evaluate` still gives it afterwards."""
-        await self._loop.run(self._close())
+        await self._loop.run(self._in_turn(self._close()))
 
     # ---------------------------------------------------------------- in the environments' loop
+
+    async def _in_turn(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            async with self._turn:
+                return await work
+        finally:
+            work.close()  # where it never began
 
     async def _reset(self, seed: int | None) -> tuple[Observation, Info]:
         self._check_open()

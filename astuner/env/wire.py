@@ -9,7 +9,8 @@ action one. What this project adds is optional on both sides: `/reset`, `/heartb
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -120,8 +121,17 @@ def read_error(status: int, body: str) -> EnvError:
 
 
 def json_safe(value: Any) -> Any:
-    """The value itself where JSON can carry it; else as text."""
-    return json.loads(json.dumps(value, default=str))
+    """The value itself where JSON can carry it; numpy's as lists and numbers, NaN and everything
+    else as text."""
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in cast(Sequence[Any], value)]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    return json_safe(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def _state(data: Any) -> tuple[Observation, Info]:

@@ -45,6 +45,8 @@ class Worker:
                 continue
             try:
                 future.set_result(job())
+            except StopIteration as error:  # futures do not take it
+                future.set_exception(RuntimeError(f"StopIteration: {error}"))
             except BaseException as error:  # handed to whoever waits, as any executor does
                 future.set_exception(error)
             del job, future, item  # an idle thread must not keep the last instance alive

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from astuner.env.http import HttpEnvs
 from astuner.env.protocol import Start, StepResult
 from astuner.env.registry import adapted
 from astuner.env.server import DEFAULT_LEASE, EnvService, env_app
+from astuner.env.wire import json_safe
 from astuner.errors import EnvError
 
 from . import worlds
 from .worlds import LIMIT, Counting
 
 pytestmark = pytest.mark.timeout(60)
-NAMES = ("Counting", "Scored", "Broken", "NeverMade", "Silent", "Served")
+NAMES = ("Counting", "Scored", "Broken", "NeverMade", "Silent", "Served", "Weighed")
 
 
 class Clock:
@@ -241,3 +245,85 @@ async def test_a_service_without_reset_and_heartbeat() -> None:
     await envs.keep_alive(["i"])
     await envs.keep_alive(["i"])
     assert asked == ["/create", "/step", "/reset", "/release", "/create", "/heartbeat"]
+
+
+async def test_no_instance_waits_for_another() -> None:
+    """300 steps are under way at once: the service answers none before it has them all."""
+    arrived, all_there = 0, asyncio.Event()
+    state = b'{"success": true, "data": {"state": "hello", "info": {}}}'
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal arrived
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+        await reader.readexactly(length)
+        arrived += 1
+        if arrived == 300:
+            all_there.set()
+        await asyncio.wait_for(all_there.wait(), LIMIT)
+        answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        writer.write(answer % len(state) + state)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=400)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    envs = HttpEnvs(url, step_timeout=LIMIT)
+    steps = await asyncio.gather(*(envs.step(f"i{i}", "up") for i in range(300)))
+    assert [step.observation for step in steps] == ["hello"] * 300
+    await envs.aclose()
+    server.close()
+
+
+async def test_a_cancelled_create_is_released_once_the_service_has_made_it() -> None:
+    asked: list[str] = []
+    begun = asyncio.Event()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        begun.set()
+        if request.url.path == "/create":
+            await asyncio.sleep(0.1)
+        asked.append(request.url.path)
+        return httpx.Response(200, json={"success": True, "data": {"state": "hello"}})
+
+    envs = HttpEnvs("http://other", transport=httpx.MockTransport(answer))
+    creating = asyncio.create_task(envs.create("w", "t", "i", {}))
+    await asyncio.wait_for(begun.wait(), LIMIT)
+    creating.cancel()
+    await asyncio.gather(creating, return_exceptions=True)
+    assert creating.cancelled()
+    await envs.release("i")
+    assert asked == ["/create", "/release"]
+    await envs.aclose()
+
+
+async def test_a_calls_parameters_reach_what_takes_them() -> None:
+    served = service()
+    envs = client(served)
+    for name in ("Weighed", "Served", "Counting"):
+        await envs.create(name, "t", name, {"goal": 9})
+        await envs.step(name, "up")
+    assert await envs.evaluate("Weighed", {"weight": 0.25}) == 0.25
+    assert await envs.info("Weighed", {"what": 1}) == {"asked": {"what": 1}}
+    assert await envs.evaluate("Served", {"sparse": True}) == 0.25
+    assert await envs.evaluate("Served", {}) == 0.5
+    assert await envs.info("Served", {"a": 1}) == "one tool, {'goal': 9, 'a': 1}"
+    assert await envs.evaluate("Counting", {"sparse": True}) == 0.0
+    await envs.aclose()
+    await served.aclose()
+
+
+@pytest.mark.parametrize(
+    ("value", "safe"),
+    [
+        ({"a": (1, 2.5), 3: None}, {"a": [1, 2.5], "3": None}),
+        ({"x": float("nan"), "y": -float("inf")}, {"x": "nan", "y": "-inf"}),
+        ({(0, 1): np.float32(0.5)}, {"(0, 1)": 0.5}),
+        (np.array([[1, 2]]), [[1, 2]]),
+        ({"path": Path("/a")}, {"path": "/a"}),
+        (True, True),
+    ],
+)
+def test_what_json_can_say(value: Any, safe: Any) -> None:
+    assert json_safe(value) == safe
+    json.dumps(json_safe(value), allow_nan=False)

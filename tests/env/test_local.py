@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from astuner.env.local import LocalEnvs
+from astuner.env.protocol import EnvMaker
 from astuner.env.registry import adapted
 from astuner.errors import EnvError
 
@@ -152,8 +153,32 @@ async def test_a_class_of_an_env_service() -> None:
     last = await local.step("i", {"role": "assistant", "content": [{"text": "go"}]})
     assert (last.observation, last.terminated, last.truncated) == ("2: go", True, False)
     assert await local.evaluate("i", {}) == 1.0
-    assert await local.info("i", {}) == "one tool"
+    assert await local.info("i", {}) == "one tool, {'seed': 1}"
     assert await local.task_ids("Served", "train") == ["train_a", "train_b"]
     await local.reset("i", None)
     assert (await local.step("i", "again")).observation == "1: again"
+    await local.aclose()
+
+
+async def test_a_world_that_runs_out_is_told_at_once() -> None:
+    local = envs(step_timeout=LIMIT)
+    await local.create("RunsOut", "t", "i", {})
+    error = await fails("crashed", asyncio.wait_for(local.step("i", "up"), LIMIT / 2))
+    assert "StopIteration" in str(error)
+    await local.aclose()
+
+
+async def test_a_maker_is_looked_for_once_and_not_in_the_loop() -> None:
+    looked: list[int] = []
+
+    def find(name: str) -> EnvMaker:
+        looked.append(threading.get_ident())
+        return adapted(getattr(worlds, name), name)
+
+    local = LocalEnvs(find)
+    await asyncio.gather(*(local.create("Counting", "t", f"i{i}", {}) for i in range(20)))
+    assert len(looked) == 1
+    assert looked[0] != threading.get_ident()
+    assert await local.task_ids("Counting", "dev") == ["dev-0", "dev-1", "dev-2"]
+    assert len(looked) == 1
     await local.aclose()

@@ -173,3 +173,42 @@ async def test_hundreds_at_once() -> None:
             envs.release(env)
         await until(lambda: envs.in_use == 0)
         assert envs.counters["env/steps"] == 300
+
+
+async def test_two_agents_in_one_world_act_one_after_the_other() -> None:
+    async with pool("Counting", params={"goal": 1}) as envs:
+        env = await envs.open(TASK, "e")
+        await env.reset()
+        acted = await asyncio.gather(env.step("up"), env.step("up"), return_exceptions=True)
+        assert acted[0] == ("at 1", 1.0, True, False, {"said": "up"})
+        assert isinstance(acted[1], EnvError)
+        assert "has ended" in str(acted[1])
+        assert env.trouble is None
+        envs.release(env)
+
+
+class LosesReleases(LocalEnvs):
+    """The first answers to a release are lost."""
+
+    lost = 1
+
+    async def release(self, instance_id: str) -> None:
+        if self.lost > 0:
+            self.lost -= 1
+            raise EnvError("no answer", cause="unavailable")
+        await super().release(instance_id)
+
+
+@pytest.mark.parametrize(("lost", "left"), [(0, 0), (1, 0), (2, 1)])
+async def test_a_lost_release_is_tried_once_more(lost: int, left: int) -> None:
+    client = LosesReleases(lambda name: getattr(worlds, name))
+    client.lost = lost
+    settings = PoolSettings(env_type="Counting", max_instances=1, release_pause=0.01)
+    envs = EnvPool(client, settings)
+    envs.release(await envs.open(TASK, "e"))
+    second = await asyncio.wait_for(envs.open(TASK, "e2"), LIMIT)
+    assert second is not None, "the slot is free in any case"
+    assert len(client.instances) == 1 + left
+    assert envs.counters["env/release_failed"] == lost
+    envs.close()
+    await until(lambda: not Counting.open_now)

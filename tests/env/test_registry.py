@@ -31,6 +31,7 @@ LAKE = ("left", "down", "right", "up")
         ("upright", None),
         ("7", None),
         ("-1", None),
+        ("9" * 5000, None),
         ("1.5", None),
         ("", None),
         ("<action>jump</action> right", None),

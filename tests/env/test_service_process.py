@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,11 +16,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from astuner.cli.environments import listening
 from astuner.config.environment import environment_problems
 from astuner.config.schema import AstunerConfig
 from astuner.env.http import HttpEnvs
 from astuner.env.opening import environment_service, open_environments
-from astuner.env.service_process import ServiceProcess
+from astuner.env.service_process import ServiceProcess, exit_code
 from astuner.errors import ConfigError, EnvError
 from astuner.task_reader import read_tasks
 from astuner.types import Task
@@ -146,3 +148,28 @@ def test_keys_that_belong_together() -> None:
     for reader in ("environment", "env_service"):
         config.task_reader.type = reader
         assert [keys for keys, _ in environment_problems(config)] == [("task_reader.type",)]
+
+
+def test_an_ended_child_keeps_its_number_until_its_group_is_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read(); sys.exit(3)"],
+                             stdin=subprocess.PIPE)  # fmt: skip
+    assert exit_code(child.pid) is None
+    child.communicate()
+    assert child.returncode == 3
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as killed:
+        killed.kill()
+        ends = time.monotonic() + LIMIT
+        while exit_code(killed.pid) is None and time.monotonic() < ends:
+            time.sleep(0.01)
+        assert [exit_code(killed.pid) for _ in range(2)] == [-9, -9]
+        assert killed.wait(LIMIT) == -9
+
+
+def test_answers_are_not_held_back() -> None:
+    """Nagle's algorithm is off, or every answer waits 40 ms for an acknowledgement."""
+    with (
+        listening("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname(), timeout=LIMIT),
+        listener.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0

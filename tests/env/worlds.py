@@ -48,6 +48,16 @@ class Scored(Counting):
         return 0.25 * self.at
 
 
+class Weighed(Counting):
+    """Its score and what it tells depend on the call's parameters."""
+
+    def evaluate(self, params: dict[str, Any]) -> float:
+        return self.at * float(params.get("weight", 1.0))
+
+    def get_info(self, params: dict[str, Any]) -> Any:
+        return {"asked": params}
+
+
 class Unscored(Counting):
     def evaluate(self) -> float:
         raise OSError("the scales are broken")
@@ -60,6 +70,13 @@ class Broken(Counting):
         if self.at == 1:
             raise ZeroDivisionError("the floor gave way")
         return super().step(action)
+
+
+class RunsOut(Counting):
+    """Ends as an iterator does."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return next(iter(()))
 
 
 class NeverMade(Counting):
@@ -130,10 +147,10 @@ class Served:
         }
 
     def evaluate(self, messages: Any, params: Any) -> float:
-        return 0.5 * self.turns
+        return (0.25 if params.get("sparse") else 0.5) * self.turns
 
     def get_info(self, messages: Any, params: Any) -> str:
-        return "one tool"
+        return f"one tool, {params}"
 
     def close(self) -> None:
         self.turns = -1
