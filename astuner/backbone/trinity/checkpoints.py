@@ -41,11 +41,15 @@ def remote_path(checkpoint: Path) -> str | None:
     return path.read_text().strip() if path.is_file() else None
 
 
-def sampler_path(run_dir: Path) -> str | None:
-    """The service's path of the newest sampler weights that Trinity's trainer has made."""
+def sampler_path(run_dir: Path, version: int | None = None) -> str | None:
+    """The service's path of the sampler weights that Trinity's trainer has made: the newest, or
+    of this version. None until it has; what an earlier attempt made does not count."""
     folder = job_folder(run_dir)
     try:
-        step = int((folder / SAMPLER).read_text())
+        newest = int((folder / SAMPLER).read_text())
+        if version is not None and newest < version:
+            return None
+        step = newest if version is None else version
         return (folder / f"global_step_{step}" / "remote_sampler_path.txt").read_text().strip()
     except (OSError, ValueError):
         return None

@@ -2,10 +2,9 @@
 
 Trinity's own model objects take messages, or fix the seed; so tokens go straight to what
 they stand on: to a Tinker service with the SDK, to vLLM's completions endpoint with token
-ids. Which weights are served is asked of Trinity's model before each call. Everything is
-awaited on the loop of Trinity's runner, whoever asks from whatever thread. A caller who
-leaves cancels the await. Whatever SDK, Ray or HTTP raise passes through: the proxy makes
-EngineErrors of it.
+ids. Which weights are served is asked before each call. Everything is awaited on the loop
+of Trinity's runner, whoever asks from whatever thread. A caller who leaves cancels the
+await. Whatever SDK, Ray or HTTP raise passes through: the proxy makes EngineErrors of it.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from astuner.backbone.spawned.answers import chunks
+from astuner.backbone.trinity.served_weights import SECONDS_BETWEEN, TRIES, ServedWeights
 from astuner.engine.protocol import SamplingParams, TokenChunk
 from astuner.errors import ContextLengthError, EngineClosed, EngineError
 
 SAMPLERS = 2
 """Clients that are kept: of the newest weights, and of those just before."""
-TRIES, SECONDS_BETWEEN = 20, 0.5
 _VERSION = re.compile(r"-sampler-(\d+)$")
 
 
@@ -110,16 +109,13 @@ def check(answer: Answer, limit: int) -> None:
 
 
 class ServiceSampler:
-    """Over the `tinker` SDK, with the sampler checkpoint that Trinity's model is at."""
+    """Over the `tinker` SDK, with the sampler checkpoint whose turn it is."""
 
-    def __init__(
-        self, model: Any, client: Any, resumed: Callable[[], str | None] | None = None
-    ) -> None:
-        """`model` is the Ray actor of Trinity's TinkerModel, `client` a ServiceClient. `resumed`,
-        of a resumed run, tells the sampler weights that the trainer has made, once it has."""
-        self._model = model
-        self._resumed = resumed
+    def __init__(self, weights: ServedWeights, client: Any, *, open_seconds: float) -> None:
+        """`client` is a ServiceClient, which may take `open_seconds` to open a checkpoint."""
+        self._weights = weights
         self._client = client
+        self._open_seconds = open_seconds
         self._samplers: OrderedDict[str, Any] = OrderedDict()
         self._opening = asyncio.Lock()
 
@@ -129,31 +125,28 @@ class ServiceSampler:
 
     async def _newest(self) -> tuple[str, Any]:
         """Trinity's trainer deletes the checkpoint before the newest
-        (trainer/tinker/tinker_trainer.py:393): then its model is about to have another."""
+        (trainer/tinker/tinker_trainer.py:393): then the explorer is about to have another."""
         from tinker import NotFoundError  # pyright: ignore[reportMissingImports]
 
         path = ""
         for _ in range(TRIES):
-            path = await self._path()
+            path = await self._weights.path()
             try:
-                async with self._opening:
-                    return path, await self._sampler_of(path)
+                return path, await self._opened(path)
             except NotFoundError:
                 await asyncio.sleep(SECONDS_BETWEEN)
         raise EngineError(f"The service has no weights {path} any more, and Trinity no newer ones.")
 
-    async def _path(self) -> str:
-        """In a resumed run the model may still be at the base: at the start explorer and trainer
-        sync at the same time, and the explorer does not wait (cli/launcher.py:258,
-        manager/synchronizer.py:337). The trainer's weights are there then."""
-        path: str = await self._model.get_model_path.remote()
-        if "://" in path or self._resumed is None:
-            return path
-        for _ in range(TRIES):
-            if found := self._resumed():
-                return found
-            await asyncio.sleep(SECONDS_BETWEEN)
-        raise EngineError("Trinity's trainer has not brought the resumed weights to the service.")
+    async def _opened(self, path: str) -> Any:
+        """The SDK itself would ask a service that is gone for ever."""
+        try:
+            async with asyncio.timeout(self._open_seconds), self._opening:
+                return await self._sampler_of(path)
+        except TimeoutError:
+            raise EngineError(
+                f"The run's service has not opened the weights {path} within "
+                f"{self._open_seconds:g} s (rollout.call_timeout)."
+            ) from None
 
     async def _sampler_of(self, path: str) -> Any:
         if path not in self._samplers:

@@ -24,9 +24,9 @@ async def train_rows(desk: Desk, index: int, step: int, place: int) -> list[Row]
     A group from which nothing can be learnt gives a masked row. One without variance is
     kept: its episodes count in the batch, as zeros. Once the run is over nothing is played,
     though Trinity's explorer goes on until it is ended. Raises UserCodeError or EngineError
-    when nothing in the run works.
+    when nothing in the run works, or the trainer makes no weights.
     """
-    if _is_over(desk):
+    if not await _may_play(desk, step):
         return no_rows(Place(step, place).group_id)
     task = desk.job.tasks.train[index]
     group = with_checked_rewards(await desk.bench.rollout.group(task, Place(step, place)))
@@ -38,7 +38,7 @@ async def train_rows(desk: Desk, index: int, step: int, place: int) -> list[Row]
 
 async def validation_task_rows(desk: Desk, index: int, step: int) -> list[Row]:
     """Of a validation task; `step` is the explorer's. Failed episodes are worth 0."""
-    if _is_over(desk):
+    if not await _may_play(desk, step):
         return no_rows("")
     task = desk.job.tasks.validation[index]
     episodes = await desk.bench.rollout.validate(task, step, index)
@@ -46,8 +46,12 @@ async def validation_task_rows(desk: Desk, index: int, step: int) -> list[Row]:
     return validation_rows(episodes)
 
 
-def _is_over(desk: Desk) -> bool:
-    return (desk.folder / STOP).exists()
+async def _may_play(desk: Desk, step: int) -> bool:
+    """False once the run is over; before that, when the weights of this step are there."""
+    over = (desk.folder / STOP).exists
+    if desk.turns is not None:
+        await desk.turns.turn(step, over)
+    return not over()
 
 
 async def _spool(

@@ -30,8 +30,8 @@ from astuner.backbone.spawned.files import (
     read_job,
     sign_of_life,
 )
-from astuner.backbone.trinity.checkpoints import sampler_path
 from astuner.backbone.trinity.engine import Sampler, ServiceSampler, TrinityEngine, VllmSampler
+from astuner.backbone.trinity.served_weights import IN_TURNS, BroughtWeights, TurnsWeights
 from astuner.chat import load_codec
 from astuner.task_rollout import RolloutSettings, Watchdog
 from astuner.trainer import TrainSettings
@@ -49,6 +49,8 @@ class Desk:
     bench: Workbench
     engine: TrinityEngine
     settings: TrainSettings
+    turns: TurnsWeights | None = None
+    """Where a step has to be sampled with the weights of the step before."""
 
 
 _opened: dict[Path, asyncio.Task[Desk]] = {}
@@ -73,17 +75,23 @@ def _tell_failure(task: asyncio.Task[Desk]) -> None:
 
 def _open(folder: Path, model: Any, loop: asyncio.AbstractEventLoop) -> Desk:
     job = read_job(folder)
+    sampler, turns = _sampler(model, folder, job)
     engine = TrinityEngine(
-        _sampler(model, folder, job.run_dir),
+        sampler,
         loop,
         max_context=int(model.config.max_model_len),
         on_answer=partial(sign_of_life, folder, "a call was answered"),
     )
-    return open_desk(folder, job, engine, model.config.model_path, _stack)
+    return open_desk(folder, job, engine, model.config.model_path, _stack, turns)
 
 
 def open_desk(
-    folder: Path, job: JobFile, engine: TrinityEngine, model_path: str, stack: ExitStack
+    folder: Path,
+    job: JobFile,
+    engine: TrinityEngine,
+    model_path: str,
+    stack: ExitStack,
+    turns: TurnsWeights | None = None,
 ) -> Desk:
     """Start the proxy, to be closed by `stack`. Blocks for a while. Raises AstunerError."""
     from transformers import AutoTokenizer
@@ -113,7 +121,8 @@ def open_desk(
     stack.enter_context(
         Watchdog(lambda: bench.runner.live, lambda: engine.answers, after=WATCHDOG_SECONDS)
     )
-    return Desk(folder, job, bench, engine, TrainSettings.from_config(config, steps_per_epoch=1))
+    settings = TrainSettings.from_config(config, steps_per_epoch=1)
+    return Desk(folder, job, bench, engine, settings, turns)
 
 
 def share(whole: RolloutSettings, runners: int) -> RolloutSettings:
@@ -133,14 +142,24 @@ def _runners(folder: Path) -> int:
     return engines * int(settings.get("explorer.runner_per_model", 1))
 
 
-def _sampler(model: Any, folder: Path, run_dir: Path) -> Sampler:
+def _sampler(model: Any, folder: Path, job: JobFile) -> tuple[Sampler, TurnsWeights | None]:
     if model.config.engine_type == "tinker":
-        import tinker  # pyright: ignore[reportMissingImports]
-
-        settings = json.loads((folder / SETTINGS).read_text())
-        resumed = partial(sampler_path, run_dir) if settings["continue_from_checkpoint"] else None
-        return ServiceSampler(model.model, tinker.ServiceClient(), resumed)
+        return _of_service(model, folder, job)
     import httpx
 
     http = httpx.AsyncClient(timeout=None)  # each call has a deadline of its own
-    return VllmSampler(model.model, model.api_address, model.model_name, http)
+    return VllmSampler(model.model, model.api_address, model.model_name, http), None
+
+
+def _of_service(model: Any, folder: Path, job: JobFile) -> tuple[Sampler, TurnsWeights | None]:
+    import tinker  # pyright: ignore[reportMissingImports]
+
+    settings, config = json.loads((folder / SETTINGS).read_text()), job.config
+    turns = None
+    if all(settings[key] == value for key, value in IN_TURNS.items()):
+        limit = config.trainer_common.stall_timeout
+        turns = TurnsWeights(job.run_dir, model.config.model_path, seconds=limit)
+    resumed = bool(settings["continue_from_checkpoint"])
+    weights = turns or BroughtWeights(model.model, job.run_dir, resumed=resumed)
+    client = tinker.ServiceClient()
+    return ServiceSampler(weights, client, open_seconds=config.rollout.call_timeout), turns

@@ -75,10 +75,13 @@ def runners(config: AstunerConfig, way: Route) -> int:
 
 
 def group_timeout(config: AstunerConfig) -> int:
-    """Seconds after which Trinity gives a group up; astuner has given up each episode before."""
+    """Seconds after which Trinity gives a group up; astuner has given up each episode before.
+    In turns a group may first wait for the trainer (`served_weights`)."""
     own = config.rollout
     attempts = 1 + own.max_retries
-    return math.ceil(attempts * (own.episode_timeout + own.judge_timeout) + own.call_timeout)
+    played = attempts * (own.episode_timeout + own.judge_timeout) + own.call_timeout
+    waited = 0 if is_async(config) else config.trainer_common.stall_timeout
+    return math.ceil(played + waited)
 
 
 def eval_every(config: AstunerConfig) -> int:

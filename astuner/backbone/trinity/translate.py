@@ -134,6 +134,7 @@ BECOMES: Mapping[str, tuple[str, ...]] = {
     "trainer_common.ray_address": ("cluster.ray_address",),
     "trainer_common.stall_timeout": (
         "synchronizer.sync_timeout",
+        "explorer.max_timeout",
         "buffer.trainer_input.experience_buffer.max_read_timeout",
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from astuner.backbone.trinity.engine import (
     VllmSampler,
     version_of,
 )
+from astuner.backbone.trinity.served_weights import BroughtWeights
 from astuner.engine.protocol import SamplingParams, generate
 from astuner.errors import ContextLengthError, EngineError
 
@@ -100,7 +102,9 @@ async def test_a_service_is_asked_with_our_seed_and_the_newest_weights() -> None
 
     path = "tinker://r/sampler_weights/checkpoints-trinity-sampler-1"
     model = SimpleNamespace(get_model_path=Remote("/models/tiny", path))
-    sampler = ServiceSampler(model, SimpleNamespace(create_sampling_client=create))
+    weights = BroughtWeights(model, Path(), resumed=False)
+    client = SimpleNamespace(create_sampling_client=create)
+    sampler = ServiceSampler(weights, client, open_seconds=20)
     answers = [await sampler.sample([1, 2], PARAMS, 3) for _ in range(3)]
     assert [a.newest for a in answers] == [0, 1, 1]
     assert opened == [{"base_model": "/models/tiny"}, {"model_path": path}]
@@ -109,15 +113,22 @@ async def test_a_service_is_asked_with_our_seed_and_the_newest_weights() -> None
     assert asked[0]["prompt"].to_ints() == [1, 2]
 
 
-async def test_a_resumed_run_does_not_begin_with_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("astuner.backbone.trinity.engine.SECONDS_BETWEEN", 0.0)
-    newest = "tinker://r/sampler_weights/checkpoints-trinity-sampler-14"
-    found = [None, newest]
+async def test_a_service_that_opens_nothing_is_not_waited_for_for_ever() -> None:
+    """Neither by the one that asks it, nor by those that stand behind."""
+    pytest.importorskip("tinker", reason="the SDK comes with astuner[service]")
+
+    async def create(**where: str) -> None:
+        await asyncio.Event().wait()
+
     model = SimpleNamespace(get_model_path=Remote("/models/tiny"))
-    sampler = ServiceSampler(model, None, lambda: found.pop(0))
-    assert await sampler._path() == newest
-    with pytest.raises(EngineError, match="has not brought the resumed weights"):
-        await ServiceSampler(model, None, lambda: None)._path()
+    weights = BroughtWeights(model, Path(), resumed=False)
+    client = SimpleNamespace(create_sampling_client=create)
+    sampler = ServiceSampler(weights, client, open_seconds=0.05)
+    asked = [sampler.sample([1], PARAMS, 3) for _ in range(2)]
+    errors = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+    for error in errors:
+        assert isinstance(error, EngineError)
+        assert "not opened the weights /models/tiny within 0.05 s" in str(error)
 
 
 async def test_vllm_takes_and_returns_ids() -> None:

@@ -148,9 +148,11 @@ def test_the_same_run_as_local_then_resumed(tiny_model_dir: Path, tmp_path: Path
     assert "after step 14" in said
     metrics = read_metrics(launcher.run / "metrics.jsonl")
     assert list(metrics) == list(range(17))
-    assert metrics[15]["staleness/max"] == 0  # sampled with the resumed weights, not the base
-    assert abs(metrics[15]["policy/ppo_kl"]) < 1e-6
-    assert metrics[15]["policy/logprob_gap"] < 1e-5  # the sampler has the trainer's weights
+    for step in (15, 16):  # sampled with the resumed weights, and with those that followed
+        assert metrics[step]["staleness/max"] == 0
+        assert metrics[step]["trinity/sample/model_version/min"] == step - 1
+        assert abs(metrics[step]["policy/ppo_kl"]) < 1e-6
+        assert metrics[step]["policy/logprob_gap"] < 1e-5
     rows = read_episodes(launcher.run).to_pylist()
     trained = [r["step"] for r in rows if r["split"] == "train"]
     assert sorted(trained) == [step for step in range(1, 17) for _ in range(16)]

@@ -296,6 +296,12 @@ TABLE: list[tuple[tuple[str, ...], Device, dict[str, Any]]] = [
         {"explorer.max_timeout": 14},
     ),
     (
+        ("rollout.episode_timeout=10", "rollout.judge_timeout=2.5", "rollout.call_timeout=1",
+         "rollout.max_retries=0", "rollout.mode=sync", "trainer_common.stall_timeout=6"),
+        "cpu",
+        {"explorer.max_timeout": 20},
+    ),
+    (
         ("data.train_batch_size=1", "rollout.num_repeat=4", "rollout.max_env_worker=2"),
         "cpu",
         {"explorer.runner_per_model": 1, "buffer.train_batch_size": 4},
