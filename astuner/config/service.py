@@ -75,6 +75,9 @@ class LimitsConfig:
     """Sequences of all tenants that are drawn at a time."""
     max_snapshots: int = 64
     """Sets of sampling weights in memory; others wait on disk."""
+    max_run_samplers: int = 8
+    """Sets of sampling weights without a checkpoint (`save_weights_and_get_sampling_client`) that
+    one run keeps; samplers of those used longest ago are closed."""
     max_request_mib: int = 64
     """Largest request body; a larger one is refused (413)."""
     max_checkpoint_gib: float = 0.0

@@ -1,7 +1,9 @@
 """Checkpoints: their folders under the data folder, and who may read, change and delete them.
 
-A folder appears under its name only when it is whole, and its record is written after
-that; an expired or deleted one is gone from sight at once and from the disk soon after.
+Every save has a folder of its own, NAME@SAVE, which is never written again. What a name
+stands for is its record, so saving under it again is the writing of one row: before it the
+old weights are there, after it the new ones. Folders without a record go: the replaced ones
+at once (unless a sampler still needs them), what a killed server left at the next start.
 Foreign checkpoints do not exist (404), published ones may be read by every tenant.
 """
 
@@ -11,14 +13,15 @@ import asyncio
 import logging
 import shutil
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from astuner.errors import CheckpointError, RequestError
-from astuner.service.names import CheckpointPath
+from astuner.service.cancelling import undone_if_cancelled
+from astuner.service.names import CheckpointPath, new_save_id
 from astuner.service.records import CheckpointRecord, RunRecord, key_of, parse, row
+from astuner.service.snapshots import SnapshotShelf
 from astuner.service.store.protocol import Row, Store
 
 logger = logging.getLogger(__name__)
@@ -31,17 +34,22 @@ Export = Callable[[Path], Awaitable[None]]
 class CheckpointBook:
     """All checkpoints of the server."""
 
-    def __init__(self, store: Store, root: Path, *, max_bytes: int = 0) -> None:
-        """`max_bytes` bounds what one tenant may keep; 0 means no limit."""
+    def __init__(
+        self, store: Store, root: Path, shelf: SnapshotShelf, *, max_bytes: int = 0
+    ) -> None:
+        """`max_bytes` bounds what one tenant may keep on disk; 0 means no limit."""
         self._store = store
+        self._shelf = shelf
         self.root = root
         self._max_bytes = max_bytes
         self._records: dict[str, CheckpointRecord] = {}
         self._writing: set[str] = set()
+        self._in_doubt: list[CheckpointRecord] = []
+        """Saves that the store did not take, or so it said."""
 
     def load(self) -> None:
-        """Read what an earlier server left. A record without its folder is dropped."""
-        shutil.rmtree(self.root / ".tmp", ignore_errors=True)
+        """Read what an earlier server left. A record without its folder is dropped, and a
+        folder without its record."""
         gone: list[CheckpointRecord] = []
         for _, value in self._store.scan("checkpoints"):
             record = parse(CheckpointRecord, value)
@@ -52,6 +60,23 @@ class CheckpointBook:
                 gone.append(record)
         if gone:
             self._forget(gone)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove the folders of saves that were not finished, or were replaced. Where there are
+        no records at all, those may be what was lost: nothing is removed then."""
+        known = {self.folder(record) for record in self._records.values()}
+        orphans = [f for f in self.root.glob("*/*/*") if f.is_dir() and f not in known]
+        if orphans and not known and not any(self._store.scan("sessions")):
+            logger.warning(
+                "There are %d folders of checkpoints in %s and no records at all; they are "
+                "left there, and can be removed by hand.",
+                len(orphans),
+                self.root,
+            )
+            return
+        for folder in orphans:
+            shutil.rmtree(folder, ignore_errors=True)
 
     # ------------------------------------------------------------ finding
 
@@ -69,7 +94,7 @@ class CheckpointBook:
         return record
 
     def folder(self, record: CheckpointRecord) -> Path:
-        return record.path.folder(self.root)
+        return record.path.folder(self.root, record.save)
 
     def of_tenant(self, tenant: str) -> list[CheckpointRecord]:
         """Newest first."""
@@ -98,36 +123,51 @@ class CheckpointBook:
         """Raises RequestError (400) for a name that is taken or a quota that is used up,
         CheckpointError when the disk does not take it; then nothing has changed."""
         expires_at = _expiry(ttl_seconds)
-        key = str(path)
+        key, save = str(path), new_save_id()
         self._check_free(key, run.tenant, overwrite)
         self._writing.add(key)
-        fresh = self.root / ".tmp" / uuid.uuid4().hex
+        folder = path.folder(self.root, save)
         try:
-            await export(fresh)
+            await undone_if_cancelled(_exported(export, folder), lambda _: _remove(folder))
             record = CheckpointRecord(
                 path.run_id,
                 path.kind,
                 path.name,
+                save,
                 run.tenant,
                 run.base_model,
                 run.shape,
                 time.time(),
-                await asyncio.to_thread(_size, fresh),
+                await asyncio.to_thread(_size, folder),
                 expires_at,
                 user_metadata=user_metadata,
             )
-            await asyncio.to_thread(self._put_in_place, fresh, record)
-            self._store.write([row(record)])
-            self._records[key] = record
-            return record
-        except OSError as error:
-            raise CheckpointError(
-                f"The checkpoint {path.name!r} cannot be written: {error.strerror or error}. "
-                "Is the server's disk full?"
-            ) from error
+        except BaseException as error:
+            await _remove(folder)
+            if isinstance(error, OSError):
+                raise CheckpointError(
+                    f"The checkpoint {path.name!r} cannot be written: {error.strerror or error}. "
+                    "Is the server's disk full?"
+                ) from error
+            raise
         finally:
             self._writing.discard(key)
-            await asyncio.to_thread(shutil.rmtree, fresh, ignore_errors=True)
+        await self._swap(record)
+        return record
+
+    async def _swap(self, record: CheckpointRecord) -> None:
+        """From now on the name stands for this save. Should the store fail, it may all the same
+        have taken the row (Redis, say, when its answer was lost), so the new folder stays until
+        `purge` has put the row right."""
+        key = key_of(record)
+        old = self._records.get(key)
+        try:
+            self._replace(record)
+        except CheckpointError:
+            self._in_doubt.append(record)
+            raise
+        if old is not None:
+            await self._give_up(old)
 
     def _check_free(self, key: str, tenant: str, overwrite: bool) -> None:
         known = self._records.get(key)
@@ -139,24 +179,20 @@ class CheckpointBook:
                 code="checkpoint_exists",
                 param="path",
             )
-        used = sum(r.size_bytes for r in self.of_tenant(tenant))
-        if self._max_bytes and used >= self._max_bytes:
+        self.check_quota(tenant)
+
+    def check_quota(self, tenant: str) -> None:
+        """Raises RequestError (400) when the tenant has no room on disk left: for checkpoints,
+        and for the weights of samplers that wait there."""
+        used = sum(r.size_bytes for r in self._records.values() if r.tenant == tenant)
+        spilled = self._shelf.spilled_bytes(tenant)
+        if self._max_bytes and used + spilled >= self._max_bytes:
             raise RequestError(
-                f"Your checkpoints use {used} bytes of the {self._max_bytes} that this server "
-                "allows each tenant. Delete some, or give them a ttl.",
+                f"Your checkpoints use {used} bytes, and weights kept for samplers only {spilled}, "
+                f"of the {self._max_bytes} that this server allows each tenant. Delete some, give "
+                "them a ttl, or end sessions whose samplers you no longer need.",
                 code="quota_exceeded",
             )
-
-    def _put_in_place(self, fresh: Path, record: CheckpointRecord) -> None:
-        folder = self.folder(record)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():
-            aside = self.root / ".tmp" / uuid.uuid4().hex
-            folder.rename(aside)
-            fresh.rename(folder)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            fresh.rename(folder)
 
     # ------------------------------------------------------------ changing
 
@@ -170,11 +206,16 @@ class CheckpointBook:
         self._replace(replace(record, expires_at=_expiry(ttl_seconds)))
 
     async def delete(self, path: CheckpointPath, tenant: str) -> None:
-        """Its files go too. Samplers that have read it already keep their weights."""
+        """Its files go too, with the last sampler of it that there is."""
         await self._remove([self.find(path, tenant, reading=False)])
 
     async def purge(self) -> int:
-        """Remove what has expired; returns how many."""
+        """Remove what has expired, and saves that failed; returns how many had expired."""
+        while self._in_doubt:
+            key = key_of(self._in_doubt[-1])
+            known = self._records.get(key)
+            self._store.write([Row("checkpoints", key, None) if known is None else row(known)])
+            await _remove(self.folder(self._in_doubt.pop()))
         now = time.time()
         old = [r for r in self._records.values() if _expired(r, now)]
         await self._remove(old)
@@ -185,7 +226,12 @@ class CheckpointBook:
             return
         self._forget(records)
         for record in records:
-            await asyncio.to_thread(shutil.rmtree, self.folder(record), ignore_errors=True)
+            await self._give_up(record)
+
+    async def _give_up(self, record: CheckpointRecord) -> None:
+        """Remove the files of a record that is gone, unless samplers still need them."""
+        if not self._shelf.adopt(record.weights, record.tenant):
+            await _remove(self.folder(record))
 
     def _forget(self, records: Sequence[CheckpointRecord]) -> None:
         self._store.write([Row("checkpoints", key_of(r), None) for r in records])
@@ -212,6 +258,15 @@ def _expiry(ttl_seconds: int | None) -> float | None:
             param="ttl_seconds",
         )
     return time.time() + ttl_seconds
+
+
+async def _exported(export: Export, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    await export(folder)
+
+
+async def _remove(folder: Path) -> None:
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 def _size(folder: Path) -> int:

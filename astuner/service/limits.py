@@ -25,6 +25,9 @@ class Limits:
     """Sequences of all tenants that are drawn at a time."""
     max_snapshots: int = 64
     """Sampling weights that the engine holds; others wait on disk."""
+    max_run_samplers: int = 8
+    """Sets of sampling weights without a checkpoint that one run keeps; the samplers of those
+    used longest ago are closed."""
     max_request_bytes: int = 64 * 2**20
     max_checkpoint_bytes: int = 0
     """Of one tenant's checkpoints; 0 means no limit."""

@@ -38,6 +38,11 @@ def sampler_id(session_id: str, number: int) -> str:
     return f"{session_id}:sample:{number}"
 
 
+def new_save_id() -> str:
+    """Tells one save under a name from the next."""
+    return uuid.uuid4().hex
+
+
 def request_id(owner: str, number: int) -> str:
     """The same request sent twice gets the same id."""
     return f"{owner}:{number}"
@@ -71,9 +76,9 @@ class CheckpointPath:
         """As the REST API names it within its run: "weights/NAME"."""
         return f"{self.kind}/{self.name}"
 
-    def folder(self, root: Path) -> Path:
-        """Where its files are, below `root`."""
-        return root / self.run_id.replace(":", "_") / self.kind / self.name
+    def folder(self, root: Path, save: str) -> Path:
+        """Where the files of one save under this name are, below `root`."""
+        return root / self.run_id.replace(":", "_") / self.kind / f"{self.name}@{save}"
 
 
 def checkpoint_path(run: str, kind: str, name: str) -> CheckpointPath:

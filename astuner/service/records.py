@@ -69,6 +69,8 @@ class RunRecord:
     """The first operation that is not answered yet."""
     last_state: str = ""
     """Path of the state that the adapter was last saved to, or made from."""
+    last_save: str = ""
+    """Which save under that path it was."""
     last_state_optimizer: bool = True
     """Whether the optimizer's moments came from there, or went there, too."""
     changed: bool = False
@@ -81,11 +83,13 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """A folder of weights."""
+    """A folder of weights. Its name may be saved again, its folder is never written again."""
 
     run_id: str
     kind: Kind
     name: str
+    save: str
+    """Of this save under the name; part of the folder's name."""
     tenant: str
     base_model: str
     shape: Shape
@@ -102,7 +106,7 @@ class CheckpointRecord:
     @property
     def weights(self) -> str:
         """Key of the weights in `snapshots.SnapshotShelf`; another one once overwritten."""
-        return f"{self.path}@{self.created_at}"
+        return f"{self.path}@{self.save}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,9 @@ class SamplerRecord:
     created_at: float
     model_path: str | None = None
     weights: str = ""
-    """Key of the weights in `samplers.SnapshotShelf`; empty for the base model."""
+    """Key of the weights in `snapshots.SnapshotShelf`; empty for the base model."""
+    run_id: str = ""
+    """The run that made the weights; empty for the base model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
 """Samplers ("sampling sessions"): which weights they stand for, and how they are drawn from.
 
-A sampler is of the base model, of a checkpoint, or of weights kept only for it. A sample
-request becomes one piece of work for each sequence, so that large requests and small ones
-take turns; the engine batches whatever runs at once. No queue and no futures here.
+A sampler is of the base model, of a checkpoint, or of weights kept only for it. Of a run's
+weights that no checkpoint has, those used last are kept; the samplers of older ones are
+closed. A sample request becomes one piece of work for each sequence, so that large requests
+and small ones take turns; the engine batches whatever runs at once. No queue and no futures
+here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 
 from astuner.chat.protocol import ChatCodec
 from astuner.engine.protocol import AdapterHost, SamplingParams, Scores
-from astuner.errors import RequestError
+from astuner.errors import CheckpointError, RequestError
 from astuner.model_tuner.stops import StopStrings
 from astuner.service.checkpoints import CheckpointBook
 from astuner.service.names import parse_path
@@ -23,15 +26,24 @@ from astuner.service.records import SamplerRecord, parse, row
 from astuner.service.snapshots import SnapshotShelf
 from astuner.service.store.protocol import Row, Store
 
+logger = logging.getLogger(__name__)
+
 
 class SamplerBook:
     """All samplers of the server."""
 
-    def __init__(self, store: Store, checkpoints: CheckpointBook, shelf: SnapshotShelf) -> None:
+    def __init__(
+        self, store: Store, checkpoints: CheckpointBook, shelf: SnapshotShelf, *, kept: int
+    ) -> None:
+        """`kept`: sets of weights without a checkpoint that each run may have."""
         self._store = store
         self._checkpoints = checkpoints
         self._shelf = shelf
+        self._kept = kept
         self._records: dict[str, SamplerRecord] = {}
+        """Least recently used first."""
+        self._closed: dict[str, str] = {}
+        """Closed because their run has newer ones -> tenant."""
 
     def load(self) -> None:
         """Read what an earlier server left."""
@@ -54,6 +66,20 @@ class SamplerBook:
             )
         return record
 
+    def used(self, sampler_id: str, tenant: str) -> SamplerRecord:
+        """`find`, for drawing from it. Raises RequestError (410) for one that was closed."""
+        if self._closed.get(sampler_id) == tenant:
+            raise RequestError(
+                f"The sampler {sampler_id} was closed: a run keeps {self._kept} sets of weights "
+                "that no checkpoint has, those used last. Get a new one, or sample from a "
+                "checkpoint (save_weights_for_sampler with a name): it stays.",
+                status=410,
+                code="sampler_closed",
+            )
+        record = self.find(sampler_id, tenant)
+        self._records[sampler_id] = self._records.pop(sampler_id)
+        return record
+
     def open(self, record: SamplerRecord) -> None:
         """A sampler of the base model or of a checkpoint. Raises RequestError (404)."""
         if record.model_path is not None:
@@ -65,7 +91,7 @@ class SamplerBook:
                     code="model_mismatch",
                     param="base_model",
                 )
-            record = replace(record, weights=found.weights)
+            record = replace(record, weights=found.weights, run_id=found.run_id)
         self.add(record)
         self._hold(record)
 
@@ -75,20 +101,51 @@ class SamplerBook:
         self._records[record.sampler_id] = record
 
     def _hold(self, record: SamplerRecord) -> None:
+        """A checkpoint's weights, unless another save has taken their place."""
         if record.model_path is not None:
-            folder = parse_path(record.model_path).folder(self._checkpoints.root)
-            self._shelf.hold(record.weights, record.sampler_id, folder)
+            save = record.weights.rpartition("@")[2]
+            folder = parse_path(record.model_path).folder(self._checkpoints.root, save)
+            if folder.is_dir():
+                self._shelf.hold(record.weights, record.sampler_id, folder)
 
     def of_session(self, session_id: str) -> list[SamplerRecord]:
         return [r for r in self._records.values() if r.session_id == session_id]
 
+    def surplus(self, busy: Container[str]) -> list[SamplerRecord]:
+        """Those to be closed: of each run's weights that no checkpoint has all but the ones used
+        last, except where a sampler is `busy`."""
+        alone: dict[str, dict[str, list[SamplerRecord]]] = {}
+        for record in reversed(self._records.values()):
+            if self._shelf.is_kept_for_samplers(record.weights):
+                of_run = alone.setdefault(record.run_id, {})
+                of_run.setdefault(record.weights, []).append(record)
+        old = [same for of_run in alone.values() for same in list(of_run.values())[self._kept :]]
+        idle = [same for same in old if not any(s.sampler_id in busy for s in same)]
+        return [sampler for same in idle for sampler in same]
+
+    async def close_surplus(self, busy: Container[str]) -> None:
+        """Their users are told so when they come again."""
+        old = self.surplus(busy)
+        self._closed |= {record.sampler_id: record.tenant for record in old}
+        await self.close(old)
+
+    def forget_closed(self, session_id: str) -> None:
+        """The session is over, which is what its user is told from now on."""
+        of_session = f"{session_id}:"
+        self._closed = {k: t for k, t in self._closed.items() if not k.startswith(of_session)}
+
     async def close(self, records: Sequence[SamplerRecord]) -> None:
-        """Forget them, and weights that were kept for them alone."""
+        """Forget them, and weights that were kept for them alone; also when the store fails: a
+        new server then has them once more, without weights."""
         if not records:
             return
-        self._store.write([Row("samplers", r.sampler_id, None) for r in records])
+        try:
+            self._store.write([Row("samplers", r.sampler_id, None) for r in records])
+        except CheckpointError as error:
+            logger.error("%s", error)
         for record in records:
             self._records.pop(record.sampler_id, None)
+        for record in records:
             if record.weights:
                 await self._shelf.let_go(record.weights, record.sampler_id)
 

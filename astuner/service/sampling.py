@@ -91,6 +91,11 @@ class SampleDesk:
         if request is not None:
             self._fail(request, "The request was cancelled by its client.")
 
+    @property
+    def busy(self) -> set[str]:
+        """Samplers that have something to draw."""
+        return {request.sampler.sampler_id for request in self._requests.values()}
+
     def _queue(self, request: _Request, piece: int) -> None:
         async def run() -> None:
             await self._do(request, piece)

@@ -228,6 +228,7 @@ def limits_of(config: LimitsConfig) -> Limits:
         max_samples=config.max_samples,
         max_running_samples=config.max_running_samples,
         max_snapshots=config.max_snapshots,
+        max_run_samplers=config.max_run_samplers,
         max_request_bytes=config.max_request_mib * 2**20,
         max_checkpoint_bytes=int(config.max_checkpoint_gib * 2**30),
         session_timeout=config.session_timeout,

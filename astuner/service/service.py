@@ -42,7 +42,7 @@ from astuner.service.scheduler import Workers
 from astuner.service.sessions import SessionBook
 from astuner.service.snapshots import SnapshotShelf
 from astuner.service.store.protocol import Store
-from astuner.service.training import BaseModel, Save, Trainer
+from astuner.service.training import BaseModel, Done, Save, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +83,18 @@ class Service:
         self.store = store
         self.futures = FutureBook(store)
         self.sessions = SessionBook(store, self.limits)
-        self.checkpoints = CheckpointBook(
-            store, data_dir / "checkpoints", max_bytes=self.limits.max_checkpoint_bytes
-        )
         self.shelf = SnapshotShelf(
             base.host, data_dir / "spilled", max_resident=self.limits.max_snapshots
         )
-        self.samplers = SamplerBook(store, self.checkpoints, self.shelf)
+        self.checkpoints = CheckpointBook(
+            store,
+            data_dir / "checkpoints",
+            self.shelf,
+            max_bytes=self.limits.max_checkpoint_bytes,
+        )
+        self.samplers = SamplerBook(
+            store, self.checkpoints, self.shelf, kept=self.limits.max_run_samplers
+        )
         self.training = Workers(slots=TRAINING_SLOTS)
         self.drawing = Workers(slots=self.limits.max_running_samples)
         self.trainer = Trainer(base, self.checkpoints, self.shelf, self.samplers)
@@ -163,6 +168,7 @@ class Service:
         self.runs.give_up_gaps(self.limits.gap_timeout)
         self.futures.purge(time.time() - self.limits.result_ttl)
         await self.checkpoints.purge()
+        await self.samplers.close_surplus(self.desk.busy)
 
     def _observe(self) -> None:
         host, gauge = self.base.host, self.observer.gauge
@@ -197,6 +203,7 @@ class Service:
         for sampler in samplers:
             self.drawing.close_lane(session.tenant, sampler.sampler_id)
         await self.samplers.close(samplers)
+        self.samplers.forget_closed(session.session_id)
 
     # ------------------------------------------------------------ runs
 
@@ -305,12 +312,22 @@ class Service:
         """A sampler of the run as it is when its turn comes."""
         record = self.runs.find(run, tenant)
         name = sampler_id(record.session_id, number)
-        weights = f"{run}:inflight" if inflight else name
         sampler = SamplerRecord(
-            name, record.session_id, tenant, record.base_model, time.time(), weights=weights
+            name,
+            record.session_id,
+            tenant,
+            record.base_model,
+            time.time(),
+            weights=f"{run}:inflight" if inflight else name,
+            run_id=run,
         )
-        do = partial(self.trainer.open_sampler, sampler=sampler)
-        return self._operate(tenant, run, seq, "save_weights_for_sampler", do, digest)
+
+        async def open_it(run: RunRecord) -> Done:
+            done = await self.trainer.open_sampler(run, sampler)
+            await self.samplers.close_surplus(self.desk.busy)
+            return done
+
+        return self._operate(tenant, run, seq, "save_weights_for_sampler", open_it, digest)
 
     def load_state(
         self, tenant: str, run: str, seq: int, path: str, optimizer: bool, digest: str
@@ -356,7 +373,7 @@ class Service:
         self, tenant: str, sampler: str, seq: int, spec: SampleSpec, digest: str
     ) -> FutureRecord:
         """Queue a sample request. Raises RequestError: 429 when too much waits already."""
-        record = self.samplers.find(sampler, tenant)
+        record = self.samplers.used(sampler, tenant)
         self.sessions.alive(record.session_id, tenant)
         if not self.futures.known(request_id(sampler, seq)):
             self.check_waiting(tenant, spec.num_samples)

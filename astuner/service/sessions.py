@@ -6,13 +6,16 @@ A session that is silent for too long is over; what it held is given back by who
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
-from astuner.errors import RequestError
+from astuner.errors import CheckpointError, RequestError
 from astuner.service.limits import Limits
 from astuner.service.records import SessionRecord, parse, row
 from astuner.service.store.protocol import Store
+
+logger = logging.getLogger(__name__)
 
 
 class SessionBook:
@@ -67,8 +70,12 @@ class SessionBook:
         return record
 
     def end(self, session_id: str, reason: str) -> None:
+        """Also when the store fails: a new server then finds it living, and ends it in time."""
         record = replace(self._records[session_id], ended=reason)
-        self._store.write([row(record)])
+        try:
+            self._store.write([row(record)])
+        except CheckpointError as error:
+            logger.error("%s", error)
         self._records[session_id] = record
         self._seen.pop(session_id, None)
 

@@ -3,12 +3,14 @@
 Each key stands for one set of weights that never changes (except "inflight" ones, which
 are replaced). It is held by samplers and forgotten with the last of them. The least
 recently used ones beyond a limit leave the engine: to their checkpoint if they have one,
-else to a spill folder, from which they come back when somebody samples.
+else to a spill folder, from which they come back when somebody samples. A checkpoint that
+is deleted or saved again leaves its folder to the samplers that there are of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import uuid
 from collections import OrderedDict
@@ -18,7 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from astuner.engine.protocol import AdapterHost
-from astuner.errors import EngineError, RequestError
+from astuner.errors import AstunerError, EngineError, RequestError
+from astuner.service.cancelling import apart
+from astuner.service.names import SCHEME
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -26,8 +32,10 @@ class _Entry:
     key: str
     folder: Path | None
     """Where they can be read from, if they have been written."""
-    spilled: bool = False
-    """Whether the folder is ours to remove."""
+    tenant: str = ""
+    """Whose they are, if no checkpoint has them."""
+    spilled: int = 0
+    """Bytes in the folder, if it is ours to remove."""
     snapshot: str = ""
     """The engine's id; empty when it does not hold them."""
     users: int = 0
@@ -55,18 +63,36 @@ class SnapshotShelf:
         entry = self._entries.setdefault(key, _Entry(key, folder))
         entry.holders.add(holder)
 
-    async def put(self, key: str, holder: str, snapshot: str) -> None:
+    def adopt(self, key: str, tenant: str) -> bool:
+        """Whether the folder of these weights, whose checkpoint is gone, is still needed. It is
+        then removed with the last holder, and counts as the tenant's until then."""
+        entry = self._entries.get(key)
+        if entry is None or entry.folder is None:
+            return False
+        entry.tenant, entry.spilled = tenant, _size(entry.folder)
+        return True
+
+    def is_kept_for_samplers(self, key: str) -> bool:
+        """Whether no checkpoint has them."""
+        entry = self._entries.get(key)
+        return entry is not None and bool(entry.tenant)
+
+    def spilled_bytes(self, tenant: str) -> int:
+        """On disk, of weights that no checkpoint has."""
+        return sum(e.spilled for e in self._entries.values() if e.tenant == tenant)
+
+    async def put(self, key: str, holder: str, snapshot: str, tenant: str) -> None:
         """Weights that only the engine has; those that the key stood for before are gone
         for whoever samples next."""
         old = self._entries.pop(key, None)
-        entry = _Entry(key, None, snapshot=snapshot, holders={holder})
+        entry = _Entry(key, None, tenant, snapshot=snapshot, holders={holder})
         if old is not None:
             entry.holders |= old.holders
             old.holders.clear()
         self._entries[key] = entry
         if old is not None and not old.users:
             await self._discard(old)
-        await self._make_room()
+        await apart(self._make_room())
 
     async def let_go(self, key: str, holder: str) -> None:
         """`holder` needs them no more."""
@@ -86,15 +112,12 @@ class SnapshotShelf:
             return
         entry = self._entries.get(key)
         if entry is None:
-            raise RequestError(
-                "The weights of this sampler were kept in memory only, and are gone with the "
-                "server that had them. Save them again: save_weights_and_get_sampling_client(), "
-                "or save_weights_for_sampler(name) for weights that stay.",
-                code="weights_lost",
-            )
+            raise _lost(key)
         entry.users += 1
         try:
-            await self._load(entry)
+            self._entries.move_to_end(entry.key)
+            if not entry.snapshot:
+                await apart(self._load(entry))
             yield entry.snapshot
         finally:
             entry.users -= 1
@@ -102,10 +125,6 @@ class SnapshotShelf:
                 await self._discard(entry)
 
     async def _load(self, entry: _Entry) -> None:
-        if entry.key in self._entries:
-            self._entries.move_to_end(entry.key)
-        if entry.snapshot:
-            return
         async with entry.lock:
             if not entry.snapshot:
                 assert entry.folder is not None  # only what is written leaves the engine
@@ -115,23 +134,34 @@ class SnapshotShelf:
     async def _make_room(self) -> None:
         idle = [e for e in self._entries.values() if e.snapshot and not e.users]
         for entry in idle[: max(0, self.resident - self._max)]:
-            async with entry.lock:
-                if entry.users or not entry.snapshot:
-                    continue
-                if entry.folder is None:
-                    folder = self._spill / uuid.uuid4().hex
-                    await self._host.export(entry.snapshot, folder, optimizer=False)
-                    entry.folder, entry.spilled = folder, True
-                if not entry.users:
-                    await self._release(entry)
+            try:
+                await self._put_aside(entry)
+            except AstunerError as error:  # more in memory for now: no reason to fail anybody
+                logger.error("Weights that nobody uses cannot be put aside. %s", error)
+                return
+
+    async def _put_aside(self, entry: _Entry) -> None:
+        async with entry.lock:
+            if entry.users or not entry.snapshot:
+                return
+            if entry.folder is None:
+                folder = self._spill / uuid.uuid4().hex
+                await self._host.export(entry.snapshot, folder, optimizer=False)
+                entry.folder, entry.spilled = folder, await asyncio.to_thread(_size, folder)
+            if not entry.users:
+                await self._release(entry)
 
     async def _discard(self, entry: _Entry) -> None:
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
+        await apart(self._remove(entry))
+
+    async def _remove(self, entry: _Entry) -> None:
         async with entry.lock:
             await self._release(entry)
         if entry.spilled and entry.folder is not None:
-            await asyncio.to_thread(shutil.rmtree, entry.folder, ignore_errors=True)
+            folder, entry.folder, entry.spilled = entry.folder, None, 0
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _release(self, entry: _Entry) -> None:
         snapshot, entry.snapshot = entry.snapshot, ""
@@ -140,3 +170,23 @@ class SnapshotShelf:
                 await self._host.release(snapshot)
             except EngineError:
                 return  # the engine was closed before us
+
+
+def _size(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def _lost(key: str) -> RequestError:
+    if key.startswith(SCHEME):
+        why = (
+            f"The checkpoint {key.partition('@')[0]} was deleted, or saved again, after this "
+            "sampler was made, and the weights it had then are gone with the server that ran then. "
+            "Make another sampler."
+        )
+    else:
+        why = (
+            "The weights of this sampler were kept in memory only, and are gone with the "
+            "server that had them. Save them again: save_weights_and_get_sampling_client(), "
+            "or save_weights_for_sampler(name) for weights that stay."
+        )
+    return RequestError(why, code="weights_lost")

@@ -19,12 +19,13 @@ import numpy as np
 from astuner.engine.protocol import AdamParams, AdapterHost
 from astuner.errors import RequestError
 from astuner.service import datums
-from astuner.service.checkpoints import CheckpointBook
+from astuner.service.cancelling import undone_if_cancelled
+from astuner.service.checkpoints import CheckpointBook, Export
 from astuner.service.datums import Floats, TrainRequest
 from astuner.service.futures import Answer
 from astuner.service.names import CheckpointPath, Kind, check_name, parse_path
 from astuner.service.protobuf import train_answer
-from astuner.service.records import RunRecord, SamplerRecord, Shape
+from astuner.service.records import CheckpointRecord, RunRecord, SamplerRecord, Shape
 from astuner.service.snapshots import SnapshotShelf
 from astuner.types import Sample
 
@@ -107,14 +108,22 @@ class Trainer:
                 f"{where}.",
                 code="run_interrupted",
             )
-        if run.last_state:
-            await self.create_from(run, run.last_state, optimizer=run.last_state_optimizer)
-        else:
+        if not run.last_state:
             await self.create(run)
+            return
+        state = self._checkpoints.find(parse_path(run.last_state), run.tenant, reading=True)
+        if state.save != run.last_save:
+            raise RequestError(
+                f"The server was restarted, and {run.last_state}, which run {run.run_id} was at, "
+                "has been saved again since. Load it, or another state, into this run to go on "
+                "from there.",
+                code="run_interrupted",
+            )
+        await self.create_from(run, run.last_state, optimizer=run.last_state_optimizer)
 
     async def load(self, run: RunRecord, path: str, *, optimizer: bool) -> Done:
         """Take over a checkpoint's weights, and with `optimizer` its moments."""
-        folder = self._readable(path, run.tenant, run.shape)
+        state = self._readable(path, run.tenant, run.shape)
         if optimizer and parse_path(path).kind != "weights":
             raise RequestError(
                 f"{path} holds weights for sampling, without the optimizer. Load a state saved "
@@ -122,13 +131,19 @@ class Trainer:
                 code="no_optimizer_state",
                 param="path",
             )
+        folder = self._checkpoints.folder(state)
         await self._host.restore(run.run_id, folder, optimizer=optimizer)
         run = replace(
-            run, last_state=path, last_state_optimizer=optimizer, changed=False, gradient=False
+            run,
+            last_state=path,
+            last_save=state.save,
+            last_state_optimizer=optimizer,
+            changed=False,
+            gradient=False,
         )
         return as_json({"path": path, "type": "load_weights"}), run
 
-    def _readable(self, path: str, tenant: str, shape: Shape) -> Path:
+    def _readable(self, path: str, tenant: str, shape: Shape) -> CheckpointRecord:
         record = self._checkpoints.find(parse_path(path), tenant, reading=True)
         if (record.base_model, record.shape) != (self._base.name, shape):
             raise RequestError(
@@ -137,7 +152,7 @@ class Trainer:
                 code="shape_mismatch",
                 param="path",
             )
-        return self._checkpoints.folder(record)
+        return record
 
     # ------------------------------------------------------------ training
 
@@ -177,14 +192,20 @@ class Trainer:
         async def export(folder: Path) -> None:
             await self._host.export(run.run_id, folder, optimizer=True)
 
-        await self._keep(path, run, save, export)
-        run = replace(run, last_state=str(path), last_state_optimizer=True, changed=run.gradient)
+        state = await self._keep(path, run, save, export)
+        run = replace(
+            run,
+            last_state=str(path),
+            last_save=state.save,
+            last_state_optimizer=True,
+            changed=run.gradient,
+        )
         return as_json({"path": str(path), "type": "save_weights"}), run
 
     async def save_for_sampler(self, run: RunRecord, save: Save, seq: int) -> Done:
         """A checkpoint to sample from."""
         path = self._path(run, "sampler_weights", save.name, seq)
-        snapshot = await self._host.snapshot(run.run_id)
+        snapshot = await self._snapshot(run)
 
         async def export(folder: Path) -> None:
             await self._host.export(snapshot, folder, optimizer=False)
@@ -197,14 +218,30 @@ class Trainer:
 
     async def open_sampler(self, run: RunRecord, sampler: SamplerRecord) -> Done:
         """The weights as they are now, for one sampler, on no disk."""
-        snapshot = await self._host.snapshot(run.run_id)
-        await self._shelf.put(sampler.weights, sampler.sampler_id, snapshot)
-        self._samplers.add(sampler)
+        if self._samplers.known(sampler.sampler_id):
+            raise RequestError(
+                f"The sampler {sampler.sampler_id} exists already; its number belongs to it.",
+                code="number_reused",
+                param="sampling_session_seq_id",
+            )
+        self._checkpoints.check_quota(run.tenant)
+        snapshot = await self._snapshot(run)
+        try:
+            await self._shelf.put(sampler.weights, sampler.sampler_id, snapshot, run.tenant)
+            self._samplers.add(sampler)
+        except BaseException:
+            await self._shelf.let_go(sampler.weights, sampler.sampler_id)
+            raise
         body = {"sampling_session_id": sampler.sampler_id, "type": "save_weights_for_sampler"}
         return as_json(body), run
 
-    async def _keep(self, path: CheckpointPath, run: RunRecord, save: Save, export: Any) -> None:
-        await self._checkpoints.save(
+    async def _snapshot(self, run: RunRecord) -> str:
+        return await undone_if_cancelled(self._host.snapshot(run.run_id), self._host.release)
+
+    async def _keep(
+        self, path: CheckpointPath, run: RunRecord, save: Save, export: Export
+    ) -> CheckpointRecord:
+        return await self._checkpoints.save(
             path,
             run,
             export,

@@ -17,7 +17,8 @@ async def saved(w: World) -> str:
     """The archive's path below /api/v1, of weights with PEFT's two files."""
     run = await w.alice.create(await w.alice.session())
     path = (await w.alice.done(await w.alice.save_sampler(run, 1, "final")))["path"]
-    folder = parse_path(path).folder(w.service.checkpoints.root)
+    checkpoints = w.service.checkpoints
+    folder = checkpoints.folder(checkpoints.find(parse_path(path), "alice", reading=True))
     for name in (*archives.FILES, "optimizer.safetensors"):
         (folder / name).write_text(f"content of {name}")
     return f"/training_runs/{run}/checkpoints/sampler_weights/final/archive"

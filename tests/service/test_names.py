@@ -55,8 +55,8 @@ def test_a_path_in_its_parts() -> None:
     assert (path.run_id, path.kind, path.name) == (RUN, "sampler_weights", "step-1")
     assert str(path) == f"tinker://{RUN}/sampler_weights/step-1"
     assert path.checkpoint_id == "sampler_weights/step-1"
-    folder = path.folder(Path("/data"))
-    assert folder == Path("/data") / RUN.replace(":", "_") / "sampler_weights" / "step-1"
+    folder = path.folder(Path("/data"), "0f")
+    assert folder == Path("/data") / RUN.replace(":", "_") / "sampler_weights" / "step-1@0f"
 
 
 @given(st.text(), st.text(), st.text())
@@ -65,7 +65,7 @@ def test_whatever_is_accepted_stays_in_the_data_folder(run: str, kind: str, name
         path = checkpoint_path(run, kind, name)
     except RequestError:
         return
-    assert Path("/data") in path.folder(Path("/data")).resolve().parents
+    assert Path("/data") in path.folder(Path("/data"), "0f").resolve().parents
 
 
 @given(st.from_regex(r"[.A-Za-z0-9/_-]{1,20}", fullmatch=True))
@@ -75,4 +75,4 @@ def test_names_alone_never_climb(name: str) -> None:
     except RequestError:
         return
     root = Path("/data") / RUN.replace(":", "_") / "weights"
-    assert path.folder(Path("/data")).resolve().parent == root
+    assert path.folder(Path("/data"), "0f").resolve().parent == root

@@ -16,7 +16,7 @@ from pathlib import Path
 from astuner.errors import CheckpointError, ConfigError
 from astuner.service.store.protocol import Row
 
-VERSION = 1
+VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
   "table" TEXT NOT NULL, "key" TEXT NOT NULL, "value" BLOB NOT NULL,
