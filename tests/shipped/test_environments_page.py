@@ -77,8 +77,9 @@ def test_every_environment_folder_is_whole(folder: Path) -> None:
     pins = (here / "requirements.txt").read_text().split()
     assert all(re.fullmatch(r"[\w.-]+(\[[\w,]+\])?==[\w.]+", pin) for pin in pins)
     assert f"astuner env serve {here.name}" in (here / "README.md").read_text()
-    assert f"envs/{here.name}/README.md" in (ROOT / "README.md").read_text()
-    assert f"../envs/{here.name}/README.md" in PAGE.read_text()
+    assert f"| [{here.name}]({here.name}/README.md) |" in (ROOT / "envs" / "README.md").read_text()
+    assert "envs/README.md" in (ROOT / "README.md").read_text()
+    assert "../envs/README.md" in PAGE.read_text()
 
 
 @pytest.mark.parametrize("own_process", [False, True])
