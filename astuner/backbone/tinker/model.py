@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from astuner.algorithm import find_kl, find_loss
+from astuner.backbone.lora_parts import lora_parts
 from astuner.backbone.tinker.connection import Connection, Offered
 from astuner.backbone.tinker.engine import EngineStats, TinkerEngine
 from astuner.backbone.tinker.policy import Adapter, TinkerPolicy
-from astuner.backbone.tinker.translate import lora_parts
 from astuner.config.schema import AstunerConfig
 from astuner.engine.model_source import SMOLLM2, resolve_model
 from astuner.engine.protocol import SamplingParams, TokenChunk

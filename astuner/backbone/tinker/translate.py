@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from astuner.backbone.lora_parts import PARTS, unknown_parts
 from astuner.backbone.tinker.gradients import needs_forward_first
 from astuner.backbone.translation import Translation
 from astuner.config.keys import full
@@ -52,22 +53,6 @@ OWN = (
     "serve: model.lora_alpha, model.device, model.dtype, model.micro_batch_tokens)."
 )
 
-PARTS: Mapping[str, tuple[str, ...]] = {
-    "all-linear": ("attn", "mlp"),
-    "attn": ("attn",),
-    "mlp": ("mlp",),
-    "unembed": ("unembed",),
-}
-"""What `model.lora.target_modules` may name, and the parts of a model it stands for."""
-
-
-def lora_parts(target_modules: str) -> dict[str, bool]:
-    """The API's switches, e.g. {train_attn: True, ...}. Names that are not in PARTS count
-    for nothing (`problems` refuses them)."""
-    named = [name.strip() for name in target_modules.split(",")]
-    chosen = {part for name in named for part in PARTS.get(name, ())}
-    return {f"train_{part}": part in chosen for part in ("attn", "mlp", "unembed")}
-
 
 def problems(config: AstunerConfig) -> list[Problem]:
     """Everything that would keep the run from starting."""
@@ -98,7 +83,7 @@ def _lora(config: AstunerConfig) -> Iterator[Problem]:
     lora = config.model.lora
     if not lora.enable:
         yield "model.lora.enable", "is false, but the Tinker API trains LoRA adapters only."
-    unknown = [n.strip() for n in lora.target_modules.split(",") if n.strip() not in PARTS]
+    unknown = unknown_parts(lora.target_modules)
     if lora.enable and unknown:
         yield (
             "model.lora.target_modules",

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from astuner.algorithm import ADVANTAGES, LOSSES
+from astuner.algorithm import LOSSES
+from astuner.backbone.lora_parts import PARTS, unknown_parts
 from astuner.backbone.spawned.choices import Device, Problem, assumed, two_devices
+from astuner.backbone.spawned.refusals import (
+    cache_size,
+    estimator,
+    estimator_of_groups,
+    no_staleness,
+    one_port,
+    refuse,
+)
+from astuner.backbone.trinity.processes import runners
+from astuner.backbone.trinity.reserved import reserved
 from astuner.backbone.trinity.sections import (
-    PARTS,
     is_async,
     is_colocated,
     raw,
@@ -19,9 +29,7 @@ from astuner.backbone.trinity.sections import (
     trainer_gpus,
 )
 from astuner.config.keys import full
-from astuner.config.loaded import joined
 from astuner.config.schema import AstunerConfig
-from astuner.errors import ConfigError
 
 REFILL_ROUNDS = 3
 """The schema's default."""
@@ -34,45 +42,10 @@ LIFTED_BY: Mapping[str, str] = {
 }
 """Whoever sets this key of Trinity's himself has taken the choice over."""
 
-INSTEAD: Mapping[str, str] = {
-    "mode": "use `astuner.rollout.mode`",
-    "project": "checkpoints lie in the run's folder under this name",
-    "name": "checkpoints lie in the run's folder under this name",
-    "group": "checkpoints lie in the run's folder under this name",
-    "stages": "a run of astuner is one stage",
-    "checkpoint_root_dir": "use `astuner.experiment_dir` and `astuner.experiment_name`",
-    "continue_from_checkpoint": "use --resume",
-    "model.model_path": "use `astuner.model.path`",
-    "model.temperature": "episodes are sampled with `astuner.rollout.temperature`",
-    "model.top_p": "episodes are sampled with `astuner.rollout.top_p`",
-    "model.top_k": "episodes are sampled with `astuner.rollout.top_k`",
-    "model.max_response_tokens": "use `astuner.rollout.max_response_length_in_one_turn`",
-    "model.tinker.enable": "use `astuner.rollout.engine`",
-    "model.tinker.base_url": "the service is started with the run",
-    "cluster.ray_address": "use `astuner.trainer_common.ray_address`, or --ray-address",
-    "algorithm.repeat_times": "use `astuner.rollout.num_repeat`",
-    "buffer.explorer_input": "tasks and workflow are `astuner.task_reader` and `astuner.rollout`",
-    "buffer.batch_size": "use `astuner.data.train_batch_size`",
-    "buffer.total_steps": "use `astuner.trainer_common.total_steps`",
-    "buffer.total_epochs": "use `astuner.trainer_common.total_epochs`",
-    "trainer.total_steps": "use `astuner.trainer_common.total_steps`",
-    "trainer.trainer_type": "use `astuner.rollout.engine`",
-    "explorer.rollout_model.engine_type": "use `astuner.rollout.engine`",
-    "monitor.monitor_type": "Trinity's metrics go on to the sinks in "
-    "`astuner.trainer_common.logger`",
-}
-"""Setting, or section, that astuner's own parts stand on -> what to set instead."""
-ADVANTAGE, ADVANTAGE_ARGS = "algorithm.advantage_fn", "algorithm.advantage_fn_args"
-NO_ADVANTAGE_ARGS = (
-    "is not for setting: use `astuner.trainer_common.algorithm`, or give a function of your own "
-    "with `astuner.trinity.algorithm.advantage_fn`, which takes them."
-)
-
 
 def check(config: AstunerConfig, device: Device | None = None) -> None:
     """Raises ConfigError with everything that Trinity cannot honour."""
-    if found := [f"`{full(key)}` {message}" for key, message in problems(config, device)]:
-        raise ConfigError(joined(found))
+    refuse(problems(config, device))
 
 
 def problems(config: AstunerConfig, device: Device | None = None) -> list[Problem]:
@@ -90,7 +63,7 @@ def problems(config: AstunerConfig, device: Device | None = None) -> list[Proble
     )
     found = [problem for rule in rules for problem in rule(config, device)]
     found = [(key, message) for key, message in found if LIFTED_BY.get(key) not in taken]
-    return [*found, *_reserved(config)]
+    return [*found, *reserved(taken)]
 
 
 def _devices(config: AstunerConfig, device: Device) -> Iterator[Problem]:
@@ -117,6 +90,7 @@ def _devices(config: AstunerConfig, device: Device) -> Iterator[Problem]:
 
 
 def _pools(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    yield from one_port(config, runners(config, route(config, device)))
     if route(config, device) == "service" or is_colocated(config):
         return
     own, trainer = config.rollout, config.trainer_common
@@ -160,10 +134,11 @@ def _service(config: AstunerConfig, device: Device) -> Iterator[Problem]:
             "is false, but a service trains adapters. Set it to true, or train all weights "
             "with Trinity's own engines (rollout.engine=vllm, which needs GPUs).",
         )
-    if lora.target_modules not in PARTS:
+    if lora.enable and (unknown := unknown_parts(lora.target_modules)):
         yield (
             "model.lora.target_modules",
-            f"is {lora.target_modules!r}, but a service can be told only {', '.join(PARTS)}.",
+            f"names {', '.join(unknown)}, but a service can be told only whole parts of a model: "
+            f"{', '.join(PARTS)}.",
         )
     if config.rollout.temperature != 1:
         yield (
@@ -185,12 +160,7 @@ def _batch(config: AstunerConfig, device: Device) -> Iterator[Problem]:
 
 def _algorithm(config: AstunerConfig, device: Device) -> Iterator[Problem]:
     own = config.trainer_common.algorithm
-    if own.adv_estimator not in ADVANTAGES and "->" not in own.adv_estimator:
-        yield (
-            "trainer_common.algorithm.adv_estimator",
-            f"is {own.adv_estimator!r}, but must be one of {', '.join(ADVANTAGES)}, or "
-            '"package.module->function".',
-        )
+    yield from estimator(config)
     if own.loss not in LOSSES:
         yield (
             "trainer_common.algorithm.loss",
@@ -236,33 +206,12 @@ def _learning_rate(config: AstunerConfig, device: Device) -> Iterator[Problem]:
 
 
 def _asynchronous(config: AstunerConfig, device: Device) -> Iterator[Problem]:
-    if config.rollout.mode == "async" and config.rollout.max_staleness == 0:
-        yield (
-            "rollout.max_staleness",
-            "is 0, which is synchronous, but `astuner.rollout.mode` is async. Set it to 1 or "
-            "more, or leave the mode at auto, which takes 1.",
-        )
+    yield from no_staleness(config, ", or leave the mode at auto, which takes 1")
 
 
 def _memory(config: AstunerConfig, device: Device) -> Iterator[Problem]:
-    if config.rollout.kv_cache_tokens and route(config, device) == "vllm":
-        yield (
-            "rollout.kv_cache_tokens",
-            f"is {config.rollout.kv_cache_tokens}, but vllm sizes its cache by "
-            f"`{full('rollout.gpu_memory_utilization')}`.",
-        )
-
-
-def _reserved(config: AstunerConfig) -> Iterator[Problem]:
-    taken = raw(config)
-    for key in taken:
-        if f"{key}.".startswith(f"{ADVANTAGE_ARGS}.") and ADVANTAGE not in taken:
-            yield f"trinity.{key}", NO_ADVANTAGE_ARGS
-        for section, instead in INSTEAD.items():
-            if f"{key}.".startswith(f"{section}."):
-                yield f"trinity.{key}", f"is not for setting: {instead}."
-            elif section.startswith(f"{key}."):
-                yield f"trinity.{key}", "would replace a whole section: name the settings in it."
+    if route(config, device) == "vllm":
+        yield from cache_size(config, "vllm")
 
 
 # ---------------------------------------------------------------- notes
@@ -289,6 +238,7 @@ def _of_pace(config: AstunerConfig, device: Device) -> Iterator[str]:
 
 
 def _of_learning(config: AstunerConfig, device: Device) -> Iterator[str]:
+    yield from estimator_of_groups(config)
     if route(config, device) == "service":
         return
     if config.model.lora.enable:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from astuner.backbone.lora_parts import lora_parts
 from astuner.backbone.spawned.choices import NEVER, Device, Facts
 from astuner.config.schema import AstunerConfig
 
@@ -130,25 +131,14 @@ def model(config: AstunerConfig, way: Route, facts: Facts, service_url: str | No
     return settings
 
 
-PARTS: Mapping[str, tuple[bool, bool, bool]] = {
-    "all-linear": (True, True, False),
-    "attn": (False, True, False),
-    "mlp": (True, False, False),
-}
-"""`model.lora.target_modules` -> train_mlp, train_attn, train_unembed of the Tinker API."""
-
-
 def _tinker(config: AstunerConfig, service_url: str | None) -> Settings:
     lora = config.model.lora
-    mlp, attention, unembed = PARTS.get(lora.target_modules, PARTS["all-linear"])
     return {
         "model.tinker.enable": True,
         "model.tinker.base_url": service_url,
         "model.tinker.rank": lora.rank,
         "model.tinker.seed": config.seed,
-        "model.tinker.train_mlp": mlp,
-        "model.tinker.train_attn": attention,
-        "model.tinker.train_unembed": unembed,
+        **{f"model.tinker.{part}": on for part, on in lora_parts(lora.target_modules).items()},
     }
 
 

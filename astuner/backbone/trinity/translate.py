@@ -179,6 +179,10 @@ BY_THE_SERVICE = (
 NO_GPUS = "the service takes what device it finds"
 REMARKS: Mapping[str, str] = {
     "trainer_common.optim.lr": "Adam's epsilon is Trinity's: 1e-12 on a service, 1e-8 with verl",
+    "trainer_common.optim.betas": (
+        "a batch of which nothing is to be learnt still moves the weights by what Adam remembers; "
+        "with the local backbone it is no step"
+    ),
     "trainer_common.use_kl_loss": "Trinity asks the reference model in every step either way",
     "data.train_batch_size": (
         "where episodes fall into several timelines, verl's trainer takes a further optimizer step "

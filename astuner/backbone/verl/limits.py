@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from astuner.algorithm import ADVANTAGES
 from astuner.backbone.spawned.choices import Device, Problem, assumed, two_devices
+from astuner.backbone.spawned.refusals import (
+    cache_size,
+    estimator,
+    estimator_of_groups,
+    no_staleness,
+    one_port,
+    refuse,
+)
 from astuner.backbone.verl.learning import LOSSES
 from astuner.backbone.verl.reserved import reserved
 from astuner.backbone.verl.sections import (
@@ -23,18 +30,12 @@ from astuner.backbone.verl.sections import (
     raw,
 )
 from astuner.config.keys import full
-from astuner.config.loaded import joined
 from astuner.config.schema import AstunerConfig
-from astuner.errors import ConfigError
-
-WHOLE_BATCH = ("reinforce_plus_plus", "reinforce_plus_plus_baseline")
-"""Estimators that compare a group with the other groups of the batch."""
 
 
 def check(config: AstunerConfig, device: Device | None = None) -> None:
     """Raises ConfigError with everything that verl cannot honour."""
-    if found := [f"`{full(key)}` {message}" for key, message in problems(config, device)]:
-        raise ConfigError(joined(found))
+    refuse(problems(config, device))
 
 
 LIFTED_BY: Mapping[str, str] = {
@@ -93,12 +94,7 @@ def _pools(config: AstunerConfig, device: Device) -> Iterator[Problem]:
             f"is {size}, but the inference engines share {pool} GPUs ({where}), which {size} "
             "does not divide.",
         )
-    if config.model_tuner.port and agent_workers(config, device) > 1:
-        yield (
-            "model_tuner.port",
-            f"is {config.model_tuner.port}, but episodes run in {agent_workers(config, device)} "
-            "processes with a proxy each: 0 gives each a free one.",
-        )
+    yield from one_port(config, agent_workers(config, device))
 
 
 def _batch(config: AstunerConfig, device: Device) -> Iterator[Problem]:
@@ -122,19 +118,8 @@ def _batch(config: AstunerConfig, device: Device) -> Iterator[Problem]:
 
 def _algorithm(config: AstunerConfig, device: Device) -> Iterator[Problem]:
     own = config.trainer_common.algorithm
-    if own.adv_estimator in WHOLE_BATCH:
-        yield (
-            "trainer_common.algorithm.adv_estimator",
-            f"is {own.adv_estimator!r}, which needs the whole batch, but in verl's rollout "
-            "workers advantages are computed group by group. Use grpo, dr_grpo, rloo or "
-            "reinforce, or verl's own with verl.algorithm.adv_estimator=reinforce_plus_plus.",
-        )
-    elif own.adv_estimator not in ADVANTAGES and "->" not in own.adv_estimator:
-        yield (
-            "trainer_common.algorithm.adv_estimator",
-            f"is {own.adv_estimator!r}, but must be one of {', '.join(ADVANTAGES)}, or "
-            '"package.module->function".',
-        )
+    its_own = ", or verl's own with verl.algorithm.adv_estimator=reinforce_plus_plus"
+    yield from estimator(config, its_own)
     if own.loss not in LOSSES:
         yield (
             "trainer_common.algorithm.loss",
@@ -168,20 +153,12 @@ def _learning_rate(config: AstunerConfig, device: Device) -> Iterator[Problem]:
 
 
 def _asynchronous(config: AstunerConfig, device: Device) -> Iterator[Problem]:
-    if is_async(config) and config.rollout.max_staleness == 0:
-        yield (
-            "rollout.max_staleness",
-            "is 0, which is synchronous, but `astuner.rollout.mode` is async. Set it to 1 or more.",
-        )
+    yield from no_staleness(config)
 
 
 def _memory(config: AstunerConfig, device: Device) -> Iterator[Problem]:
-    if config.rollout.kv_cache_tokens and engine_name(config, device) != EMBEDDED:
-        yield (
-            "rollout.kv_cache_tokens",
-            f"is {config.rollout.kv_cache_tokens}, but {engine_name(config, device)} sizes its "
-            f"cache by `{full('rollout.gpu_memory_utilization')}`.",
-        )
+    if (engine := engine_name(config, device)) != EMBEDDED:
+        yield from cache_size(config, engine)
 
 
 # ---------------------------------------------------------------- notes
@@ -231,7 +208,4 @@ def _of_loss(config: AstunerConfig, device: Device) -> Iterator[str]:
             "at 10 a token, so that tokens far from the reference are not pulled back; k2 has no "
             "such cut."
         )
-    if "->" in own.algorithm.adv_estimator:
-        yield (
-            f"The advantage estimator {own.algorithm.adv_estimator} is given one group at a time."
-        )
+    yield from estimator_of_groups(config)

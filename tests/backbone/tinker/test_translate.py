@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from astuner.backbone.tinker.translate import BECOMES, check, lora_parts, translation
+from astuner.backbone.lora_parts import lora_parts
+from astuner.backbone.tinker.translate import BECOMES, check, translation
 from astuner.backbone.translation import translation_of
 from astuner.cli import main
 from astuner.config.explain import explain

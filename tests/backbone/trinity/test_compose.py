@@ -17,7 +17,8 @@ from astuner.backbone.trinity.compose import (
     nearest,
     nested,
 )
-from astuner.backbone.trinity.limits import INSTEAD, LIFTED_BY
+from astuner.backbone.trinity.limits import LIFTED_BY
+from astuner.backbone.trinity.reserved import INSTEAD
 from astuner.backbone.trinity.sections import flat
 from astuner.backbone.trinity.translate import to_trinity
 from astuner.config.load import load_config
