@@ -87,6 +87,7 @@ def test_commands_work_in_their_order(
     page: Path,
     folder: Path,
     tiny_model_dir: Path,
+    judge_url: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -94,6 +95,8 @@ def test_commands_work_in_their_order(
     overrides = tiny(tiny_model_dir)
     if "gsm8k" in page.read_text():
         overrides += gsm8k_folder(folder / "rows", PROBLEMS)
+    if "scripted_judge" in page.read_text():
+        overrides += [f"task_judge.llm.base_url={judge_url}"]
     for command in commands(page, "astuner"):
         monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n\n"))
         code = as_typed(command, overrides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 
 from astuner import Task, WorkflowOutput, WorkflowTask
 from astuner.cli import main
+from astuner.config.load import load_config
 from tutorial.example_arithmetic.arithmetic_agent import BareNumberJudge
 from tutorial.example_math_agent.math_agent_simplify import calculate, same_number
 
-from .artefacts import GSM8K, PROBLEMS, ROOT, gsm8k_folder, offline_datasets, tiny
+from .artefacts import GSM8K, PROBLEMS, ROOT, gsm8k_folder, name_of, offline_datasets, tiny
 
 
 def run(config: str, runs: Path, *overrides: str) -> dict[str, Any]:
@@ -21,6 +23,26 @@ def run(config: str, runs: Path, *overrides: str) -> dict[str, Any]:
     assert main(["--conf", str(ROOT / config), "--exp-dir", str(runs), *overrides]) == 0
     (run_dir,) = runs.iterdir()
     return json.loads((run_dir / "summary.json").read_text())
+
+
+EXAMPLES = sorted((ROOT / "tutorial").glob("example_*"))
+
+
+@pytest.mark.parametrize("folder", EXAMPLES, ids=lambda folder: folder.name)
+def test_an_example_is_whole(folder: Path) -> None:
+    """Workflow, configuration, README with both commands, and a line in the list."""
+    text = (folder / "README.md").read_text()
+    configs = [name_of(path) for path in folder.glob("*.yaml")] or ["configs/quickstart.yaml"]
+    for config in configs:
+        assert f"astuner --conf {config} --backbone debug" in text
+        assert re.search(rf"^astuner --conf {config}( .*)?$", text, re.MULTILINE)
+        workflow = load_config(ROOT / config).config.rollout.user_workflow
+        module = workflow.partition("->")[0]
+        assert module.startswith(f"tutorial.{folder.name}.")
+        assert f"`{module.rpartition('.')[2]}.py`" in text
+    assert f"({folder.name}/README.md)" in (ROOT / "tutorial" / "README.md").read_text()
+    recorded = ("learning_curve.png", "benchmarks/results/quickstart.md")
+    assert any(name in text for name in recorded) or "No learning curve has been recorded" in text
 
 
 def check(summary: dict[str, Any], episodes: int) -> None:

@@ -1,0 +1,1 @@
+"""An agent that makes a number out of others, and is told when it missed."""

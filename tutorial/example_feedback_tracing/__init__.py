@@ -1,0 +1,1 @@
+"""An agent that learns from what its users thought of it."""

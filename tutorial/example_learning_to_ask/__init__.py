@@ -1,0 +1,1 @@
+"""An agent that must ask before it can know the answer."""
