@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from astuner.algorithm import find_kl, find_loss
 from astuner.backbone.context import RunContext
@@ -78,14 +78,9 @@ def open_model(config: AstunerConfig) -> EmbeddedModel:
     )
 
 
-class WithTokenizer(Protocol):
-    @property
-    def tokenizer(self) -> Any: ...
-
-
-def open_codec(config: AstunerConfig, model: WithTokenizer) -> ChatCodec:
+def open_codec(config: AstunerConfig, tokenizer: Any) -> ChatCodec:
     return load_codec(
-        model.tokenizer,
+        tokenizer,
         renderer=config.model.renderer,
         template_kwargs=config.model.template_kwargs,
         model_name=config.model.path,

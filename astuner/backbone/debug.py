@@ -85,7 +85,7 @@ def _open(stack: ExitStack, config: AstunerConfig) -> DebugModel:
     if kind == "embedded":
         model = open_model(config)
         stack.callback(model.close)
-        codec = open_codec(config, model)
+        codec = open_codec(config, model.tokenizer)
         return DebugModel(open_server(config, model, codec), model, codec)
     if config.debug.train_step:
         raise ConfigError(f"debug.train_step needs debug.model=embedded, not {kind!r}.")

@@ -77,7 +77,7 @@ def open_bench(
     display: RunDisplay,
 ) -> Workbench:
     """The workbench, under the eyes of a watchdog."""
-    server = open_server(config, model, open_codec(config, model))
+    server = open_server(config, model, open_codec(config, model.tokenizer))
     bench = stack.enter_context(
         workbench(
             config,

@@ -169,5 +169,5 @@ class TunedModel:
 
             one = self._one()
             model: EmbeddedModel = in_own_thread(lambda: open_tuned(one._config, one.path))
-            self._model, self._codec = model, open_codec(self._config, model)
+            self._model, self._codec = model, open_codec(self._config, model.tokenizer)
         return self._model, self._codec

@@ -19,8 +19,8 @@ from trinity.algorithm.sample_strategy.sample_strategy import (  # pyright: igno
     DefaultSampleStrategy,
 )
 
+from astuner.backbone.spawned.batches import BatchRecord, note_batch
 from astuner.backbone.spawned.files import STOP, folder_of_process, read_job, sign_of_life
-from astuner.backbone.trinity.accounts import BatchRecord, note_batch
 from astuner.backbone.trinity.experience import KEY
 from astuner.backbone.trinity.weighing import weights_of
 from astuner.config.schema import AstunerConfig

@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from astuner.backbone.assembly import UserParts, max_context, open_server, workbench
+from astuner.backbone.assembly import UserParts, max_context, open_codec, open_server, workbench
 from astuner.backbone.tinker.connection import Connection, Patience
 from astuner.backbone.trinity.engine import Answer, TrinityEngine, sampled
-from astuner.chat import load_codec
+from astuner.chat import ChatCodec
 from astuner.config.schema import AstunerConfig
 from astuner.engine.protocol import SamplingParams
 from astuner.errors import BackboneError, DeadlineExceeded, EngineError
@@ -57,8 +57,7 @@ async def _played(
     engine = TrinityEngine(sampler, loop, max_context=max_context(config))
     engine.version = step
     with ExitStack() as stack:
-        codec = await asyncio.to_thread(_codec, config, model)
-        server = open_server(config, engine, codec)
+        server = open_server(config, engine, await asyncio.to_thread(_codec, config, model))
         bench = stack.enter_context(
             workbench(config, parts, server, version=lambda: engine.version)
         )
@@ -81,13 +80,7 @@ async def _sampling_client(connection: Connection, state_path: str, seconds: flo
         ) from error
 
 
-def _codec(config: AstunerConfig, model: Path) -> Any:
+def _codec(config: AstunerConfig, model: Path) -> ChatCodec:
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    return load_codec(
-        tokenizer,
-        renderer=config.model.renderer,
-        template_kwargs=config.model.template_kwargs,
-        model_name=config.model.path,
-    )
+    return open_codec(config, AutoTokenizer.from_pretrained(model, local_files_only=True))

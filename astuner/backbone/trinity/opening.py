@@ -9,19 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any
 
-from astuner.backbone.assembly import (
-    UserParts,
-    Workbench,
-    open_server,
-    rollout_settings,
-    workbench,
-)
+from astuner.backbone.assembly import Workbench
+from astuner.backbone.spawned.bench import open_bench
 from astuner.backbone.spawned.files import (
     SETTINGS,
     JobFile,
@@ -32,12 +26,7 @@ from astuner.backbone.spawned.files import (
 )
 from astuner.backbone.trinity.engine import Sampler, ServiceSampler, TrinityEngine, VllmSampler
 from astuner.backbone.trinity.served_weights import IN_TURNS, BroughtWeights, TurnsWeights
-from astuner.chat import load_codec
-from astuner.task_rollout import RolloutSettings, Watchdog
 from astuner.trainer import TrainSettings
-from astuner.types import Episode
-
-WATCHDOG_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -96,44 +85,10 @@ def open_desk(
     """Start the proxy, to be closed by `stack`. Blocks for a while. Raises AstunerError."""
     from transformers import AutoTokenizer
 
-    config = job.config
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path, local_files_only=True)
-    codec = load_codec(
-        tokenizer,
-        renderer=config.model.renderer,
-        template_kwargs=config.model.template_kwargs,
-        model_name=config.model.path,
-    )
-
-    def ended(episode: Episode) -> None:
-        sign_of_life(folder, f"episode {episode.episode_id} ended")
-
-    bench = stack.enter_context(
-        workbench(
-            config,
-            UserParts(job.workflow, job.judge, job.tasks),
-            open_server(config, engine, codec),
-            version=lambda: engine.version,
-            on_episode=ended,
-            settings=share(rollout_settings(config), _runners(folder)),
-        )
-    )
-    stack.enter_context(
-        Watchdog(lambda: bench.runner.live, lambda: engine.answers, after=WATCHDOG_SECONDS)
-    )
-    settings = TrainSettings.from_config(config, steps_per_epoch=1)
+    bench = open_bench(folder, job, engine, tokenizer, stack, processes=_runners(folder))
+    settings = TrainSettings.from_config(job.config, steps_per_epoch=1)
     return Desk(folder, job, bench, engine, settings, turns)
-
-
-def share(whole: RolloutSettings, runners: int) -> RolloutSettings:
-    """One process's share of the limits."""
-    limit = whole.fail_fast_groups
-    return replace(
-        whole,
-        max_env_worker=ceil(whole.max_env_worker / runners),
-        # One failing task alone must not end a run, however many processes there are.
-        fail_fast_groups=min(limit, max(2, ceil(limit / runners))),
-    )
 
 
 def _runners(folder: Path) -> int:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from astuner.backbone.report import eval_result
+from astuner.backbone.spawned.batches import BATCHES, BatchRecord, batch_record
 from astuner.backbone.spawned.files import GroupRecord, SpoolReader, Stage, last_sign, read_stage
 from astuner.backbone.spawned.lines import LineReader
 from astuner.backbone.spawned.states import keep_state
-from astuner.backbone.trinity.accounts import BATCHES, BatchRecord, batch_record, role_file
+from astuner.backbone.trinity.accounts import role_file
 from astuner.backbone.trinity.experience import versions
 from astuner.trainer.batch import MASKED, account, make_batch, sampled_tokens
 from astuner.trainer.checkpoints import TrainerState
@@ -135,7 +136,7 @@ class Follower:
     def _step_done(self, step: int, trinity: Mapping[str, float]) -> None:
         batch_of = self._batches.pop(step, BatchRecord(step, ()))
         records = [r for name in batch_of.groups if (r := self._groups.pop(name, None)) is not None]
-        stale = [r for name in batch_of.stale if (r := self._groups.pop(name, None)) is not None]
+        stale = [r for name in batch_of.left_out if (r := self._groups.pop(name, None)) is not None]
         counters = self._take_counters(stale)
         batch = make_batch([_group(record) for record in records], self._settings)
         seconds = trinity.get("time/read_experience", 0.0) + trinity.get("time/train_step", 0.0)

@@ -24,6 +24,7 @@ from astuner.backbone.context import RunContext, RunResult
 from astuner.backbone.report import finish
 from astuner.backbone.sinks import open_sinks
 from astuner.backbone.spawned import files
+from astuner.backbone.spawned.batches import BATCHES
 from astuner.backbone.spawned.choices import Device, Facts
 from astuner.backbone.spawned.failing import failure
 from astuner.backbone.spawned.files import JobFile, write_job
@@ -34,7 +35,7 @@ from astuner.backbone.spawned.states import state_at
 from astuner.backbone.spawned.supervise import Child
 from astuner.backbone.spawned.watching import watch
 from astuner.backbone.trinity import checkpoints, final
-from astuner.backbone.trinity.accounts import BATCHES, role_file
+from astuner.backbone.trinity.accounts import role_file
 from astuner.backbone.trinity.cluster import driver_environment
 from astuner.backbone.trinity.progress import TRAINER, Follower
 from astuner.backbone.trinity.requirements import choose_device, need_trinity

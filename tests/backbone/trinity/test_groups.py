@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,11 @@ import pytest
 from astuner.backbone.spawned.files import SETTINGS, STOP, JobFile, SpoolReader, last_sign
 from astuner.backbone.trinity.engine import Answer, TrinityEngine
 from astuner.backbone.trinity.groups import train_rows, validation_task_rows
-from astuner.backbone.trinity.opening import Desk, open_desk, share
+from astuner.backbone.trinity.opening import Desk, open_desk
 from astuner.config.load import from_python
 from astuner.engine.protocol import SamplingParams
 from astuner.errors import UserCodeError
 from astuner.task_reader import TaskSplits
-from astuner.task_rollout import RolloutSettings
 from tests.tiny_run import EarlyLetters, FailsSometimes, tasks, tiny_job
 
 pytest.importorskip("cloudpickle", reason="cloudpickle comes with astuner[trinity]")
@@ -115,13 +113,3 @@ async def test_a_validation_task(tmp_path: Path, tiny_model_dir: Path) -> None:
     assert [(r.reward, r.num_trained) for r in rows] == [(1.0, 0)]
     [record] = SpoolReader(tmp_path).new()
     assert (record.step, record.split) == (7, "validation")
-
-
-def test_each_process_has_its_share() -> None:
-    whole = replace(
-        RolloutSettings(sampling=None, val_sampling=None, num_repeat=4),  # type: ignore[arg-type]
-        max_env_worker=9,
-        fail_fast_groups=8,
-    )
-    assert (share(whole, 2).max_env_worker, share(whole, 2).fail_fast_groups) == (5, 4)
-    assert share(whole, 8).fail_fast_groups == 2

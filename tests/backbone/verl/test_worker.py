@@ -13,7 +13,7 @@ from openai import OpenAI
 
 from astuner import ModelTuner, Workflow, WorkflowOutput, WorkflowTask
 from astuner.backbone.spawned.files import GroupRecord, SpoolReader, gave_up, last_sign
-from astuner.backbone.verl.opening import share, with_fewer_environments
+from astuner.backbone.verl.opening import as_verl_samples
 from astuner.backbone.verl.worker import GroupDropped
 from astuner.errors import ConfigError, EngineError, UserCodeError
 from astuner.types import FailureKind
@@ -349,22 +349,16 @@ async def test_what_happens_is_a_sign_of_life(
     assert last_sign(tmp_path)[1] == "episode s00001-t000-e00 ended"
 
 
-# ---------------------------------------------------------------- the share of a worker
+# ---------------------------------------------------------------- settings
 
 
-def test_a_worker_takes_its_share_and_samples_as_verl_is_told() -> None:
-    config = job_config()
-    config.data.train_batch_size, config.rollout.max_env_worker = 64, 100
+def test_a_worker_samples_as_verl_is_told() -> None:
     verl = verl_config(workers=8, n=6, temperature=0.7, top_k=20)
-    settings = share(config, verl.actor_rollout_ref.rollout)
-    assert (settings.max_env_worker, settings.fail_fast_groups) == (13, 2)
-    assert with_fewer_environments(config, 8).env.max_instances == 16
+    settings = as_verl_samples(job_config(), verl.actor_rollout_ref.rollout)
     assert (settings.num_repeat, settings.val_num_repeat, settings.seed) == (6, 1, 7)
     assert (settings.sampling.temperature, settings.sampling.top_k) == (0.7, 20)
     assert (settings.val_sampling.temperature, settings.val_sampling.top_k) == (0.0, 0)
     assert settings.sampling.max_tokens == 8
-    config.data.train_batch_size = 1
-    assert share(config, verl.actor_rollout_ref.rollout).fail_fast_groups == 1
 
 
 def test_no_thread_outlives_the_tests() -> None:
