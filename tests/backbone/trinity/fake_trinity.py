@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from astuner.backbone.spawned.batches import BatchRecord, note_batch
 from astuner.backbone.spawned.files import (
     SETTINGS,
     STOP,
@@ -24,7 +25,7 @@ from astuner.backbone.spawned.files import (
     spool_group,
     write_stage,
 )
-from astuner.backbone.trinity.accounts import BatchRecord, note_batch, note_metrics
+from astuner.backbone.trinity.accounts import note_metrics
 from astuner.backbone.trinity.checkpoints import ADAPTER, job_folder, service_folder
 from astuner.errors import UserCodeError
 from tests.backbone.trinity.made_up import group

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from astuner.backbone.spawned.batches import BatchRecord, note_batch
 from astuner.backbone.spawned.files import GroupRecord, spool_group
 from astuner.backbone.spawned.states import state_at
-from astuner.backbone.trinity.accounts import BatchRecord, note_batch, note_metrics
+from astuner.backbone.trinity.accounts import note_metrics
 from astuner.backbone.trinity.progress import Follower
 from astuner.config.schema import AstunerConfig
 from astuner.tracking import RunDisplay
