@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from astuner.env.gymnasium_text import gymnasium_ids, gymnasium_maker
@@ -32,7 +35,7 @@ def find_environment(name: str) -> EnvMaker:
         return adapted(load_object(name, "environment"), name)
     folder = environment_folders().get(name)
     if folder is not None:
-        return adapted(load_object(f"{folder / FOLDER_FILE}{ARROW}{MAKER}", "environment"), name)
+        return adapted(_load_folder(folder), name)
     try:
         known = gymnasium_ids()
     except MissingDependency as error:
@@ -50,6 +53,19 @@ def environment_folders() -> dict[str, Path]:
         for file in sorted(place.glob(f"*/{FOLDER_FILE}")):
             found.setdefault(file.parent.name, file.parent)
     return found
+
+
+def _load_folder(folder: Path) -> Any:
+    """What the folder's file defines. The folder is a package, so that its files may import
+    each other; its name keeps those of two places apart."""
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    package = f"astuner_environment_{folder.name}_{digest}"
+    if package not in sys.modules:
+        module = ModuleType(package)
+        module.__path__ = [str(folder)]
+        sys.modules[package] = module
+    file = FOLDER_FILE.removesuffix(".py")
+    return load_object(f"{package}.{file}{ARROW}{MAKER}", "environment")
 
 
 def described(folder: Path) -> str:

@@ -163,6 +163,22 @@ def test_folders() -> None:
     assert described(folders["toy_text"]).startswith("Gymnasium's toy text games in words")
 
 
+def test_a_folders_files_may_import_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two folders may have files of the same name."""
+    for name in ("left_world", "right_world"):
+        folder = tmp_path / "envs" / name
+        folder.mkdir(parents=True)
+        (folder / "part.py").write_text(f"NAME = {name!r}\n")
+        (folder / "environment.py").write_text(
+            "from .part import NAME\n\n\ndef make(task_id, params):\n    return NAME\n"
+        )
+    monkeypatch.chdir(tmp_path)
+    assert find_environment("left_world")("t", {}) == "left_world"
+    assert find_environment("right_world")("t", {}) == "right_world"
+
+
 @pytest.mark.parametrize(
     ("name", "error", "told"),
     [
