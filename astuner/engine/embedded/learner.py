@@ -21,7 +21,8 @@ from astuner.engine.embedded.logprobs import token_logprobs
 from astuner.engine.embedded.losses import KlFn, loss_input, loss_of, non_finite, sampler_gap
 from astuner.engine.embedded.masters import Masters
 from astuner.engine.embedded.metrics import TokenMeans
-from astuner.engine.embedded.packing import Row, pack
+from astuner.engine.embedded.packing import Row, pack, padded
+from astuner.engine.embedded.steps import ROWS
 from astuner.engine.embedded.tree_plan import TreePlan
 from astuner.engine.embedded.weights import Weights
 from astuner.engine.protocol import (
@@ -182,9 +183,12 @@ class Learner:
     def _row_logprobs(
         self, model: nn.Module, row: Row, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Logprobs [N] of the row's trained tokens, and entropies [R]. Temperature 0 is
+        """Logprobs [N] of the row's trained tokens, and entropies [>= R]. Temperature 0 is
         greedy sampling, whose logprobs are of the untempered distribution."""
-        plan = TreePlan(row.ends_T, device=self._weights.device, dtype=self._weights.dtype)
+        device, dtype = self._weights.device, self._weights.dtype
+        if device.type == "cpu":
+            row = padded(row, ROWS)
+        plan = TreePlan(row.ends_T, row.positions_T, device=device, dtype=dtype)
         to = self._to_device
         logits_RV = packed.forward(
             model, to(row.ids_T), to(row.positions_T), plan, to(row.sources_R)

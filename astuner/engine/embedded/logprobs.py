@@ -62,14 +62,14 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _normalise(logits_RV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """log sum exp and entropy of each row, from one exp of its elements."""
+    """log sum exp and entropy of each row, read off the softmax that sampling uses: another
+    way to sum up a large vocabulary differs by 1e-5."""
     scaled = logits_RV.to(torch.float32, copy=True).div_(temperature)
-    scaled.clamp_(min=-1e30)  # 0 * -inf of an impossible token would not be 0
-    top = scaled.amax(-1, keepdim=True)
-    exps = scaled.sub_(top).exp()
-    total = exps.sum(-1)
-    entropy = total.log() - exps.mul_(scaled).sum(-1) / total
-    return total.log() + top[:, 0], entropy
+    probs = scaled.softmax(-1)
+    log_top = probs.amax(-1).log()
+    top = scaled.amax(-1)
+    scaled.sub_(top[:, None]).clamp_(min=-1e30)  # 0 * -inf of an impossible token is not 0
+    return top - log_top, -log_top - probs.mul_(scaled).sum(-1)
 
 
 def _chunks(rows_RV: Tensor) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ Pure numpy; no tensors and no model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +119,20 @@ class _RowBuilder:
             np.array(self._samples, np.int64),
             np.repeat(np.arange(len(counts)), counts),
         )
+
+
+def padded(row: Row, multiple: int) -> Row:
+    """With as many more nodes and sources as bring both to a multiple: roots of their own,
+    token 0 each, and sources that nothing is read from."""
+    total = len(row.ids_T)
+    nodes, sources = -total % multiple, -len(row.sources_R) % multiple
+    return replace(
+        row,
+        ids_T=np.pad(row.ids_T, (0, nodes)),
+        positions_T=np.pad(row.positions_T, (0, nodes)),
+        ends_T=np.append(row.ends_T, np.arange(total, total + nodes) + 1),
+        sources_R=np.pad(row.sources_R, (0, sources)),
+    )
 
 
 def _common_prefix(a: TokenIds, b: TokenIds) -> int:

@@ -61,8 +61,8 @@ class DecodePlan:
             keys[rows.index, :, rows.position] = key[:, part].transpose(0, 1)
             values[rows.index, :, rows.position] = value[:, part].transpose(0, 1)
             queries = query[:, part].transpose(0, 1).reshape(-1, group, dim)
-            attended = _two_products(
-                queries, keys.flatten(0, 1), values.flatten(0, 1), rows.mask, group, scale
+            attended = two_products(
+                queries, keys.flatten(0, 1), values.flatten(0, 1), rows.mask, (-1, group), scale
             )
             out[part] = attended.reshape(-1, heads, dim)
         return out
@@ -121,11 +121,16 @@ class PrefillPlan:
 # ---------------------------------------------------------------- on CPU
 
 
-def _two_products(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, rows: int, scale: float
+def two_products(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    seen: tuple[int, ...],
+    scale: float,
 ) -> Tensor:
     """queries [B, M, D] over keys and values [B, S, D]; [B, M, D]. The scores, seen as
-    [-1, rows, S], get `mask` added.
+    [*seen, S], get `mask` added.
 
     SDPA has no fast CPU kernel for grouped heads under a mask, and for one query it is
     several times slower than this. S counts in whole blocks and what is masked adds exact
@@ -137,8 +142,8 @@ def _two_products(
     scores = torch.bmm(queries, keys.transpose(1, 2))
     shape = scores.shape
     if shape[1] != count:
-        scores = scores[:, :count].reshape(-1, rows, shape[2])
-    scores = scores.view(-1, rows, shape[2]).float().mul_(scale).add_(mask)
+        scores = scores[:, :count].reshape(*seen, shape[2])
+    scores = scores.view(*seen, shape[2]).float().mul_(scale).add_(mask)
     weights = scores.softmax(-1).to(values.dtype).view(-1, count, shape[2])
     if shape[1] != count:
         weights = F.pad(weights, (0, 0, 0, missing))
@@ -156,7 +161,7 @@ def _in_blocks(
         part = slice(number * BLOCK, number * BLOCK + rows)
         queries = query[:, part].reshape(keys.shape[0], -1, dim)
         seen, read = keys[:, :reach], values[:, :reach]
-        attended = _two_products(queries, seen, read, mask, rows, scale)
+        attended = two_products(queries, seen, read, mask, (-1, rows), scale)
         out[part] = attended.reshape(heads, rows, dim).transpose(0, 1)
     return out
 

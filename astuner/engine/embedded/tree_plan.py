@@ -1,20 +1,25 @@
 """Attention over a packed row of token tries: each node sees its ancestors and itself.
 
-The row is cut into chunks of queries. The keys a chunk can see are the ancestors of
-its first token and the chunk itself, so the cost grows with the depth of the trie,
-not with the length of the row. The masks are built once for each row and used by
-every layer, forward and backward. No cache, no parameters.
+On CPU the values are the sampler's own (`tree_paths`), so that the trainer's logprobs
+are those that were sampled with. The gradient, and elsewhere the values too, are
+computed in chunks of queries: the keys a chunk can see are the ancestors of its first
+token and the chunk itself, so the cost grows with the depth of the trie, not with the
+length of the row. The masks are built once for each row and used by every layer. No
+cache, no parameters.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from astuner.engine.embedded.tree_paths import TreePaths
 
 MAX_CHUNKS = 16
 """Every chunk costs a few kernel launches a layer; long rows get larger chunks."""
@@ -30,16 +35,22 @@ class _Chunk:
 
 
 class TreePlan:
-    """An AttentionPlan for `packing.Row.ends_T`: i attends to j iff j <= i < ends_T[j]."""
+    """An AttentionPlan for the nodes of a `packing.Row`: i attends to j iff
+    j <= i < ends_T[j]. `positions_T` are their depths."""
 
     def __init__(
-        self, ends_T: NDArray[np.int64], *, device: torch.device, dtype: torch.dtype
+        self,
+        ends_T: NDArray[np.int64],
+        positions_T: NDArray[np.int64],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        total = len(ends_T)
-        smallest = 64 if device.type == "cpu" else 512
-        size = max(smallest, -(-total // MAX_CHUNKS))
-        self._chain = device.type != "cpu" and bool((ends_T == total).all())
-        self._attend = _two_products if device.type == "cpu" else _fused
+        total, on_cpu = len(ends_T), device.type == "cpu"
+        size = max(64 if on_cpu else 512, -(-total // MAX_CHUNKS))
+        self._paths = TreePaths(positions_T) if on_cpu else None
+        self._chain = not on_cpu and bool((ends_T == total).all())
+        self._attend = _two_products if on_cpu else _fused
         self._chunks = [
             _chunk(ends_T, start, min(start + size, total), device, dtype)
             for start in range(0, 0 if self._chain else total, size)
@@ -48,6 +59,11 @@ class TreePlan:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if self._chain:
             return _fused(query, key, value, None, scale)
+        if self._paths is None:
+            return self.in_chunks(query, key, value, scale)
+        return _AsSampled.apply(query, key, value, scale, self, self._paths)  # pyright: ignore
+
+    def in_chunks(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         parts = [
             self._attend(
                 query[:, chunk.queries],
@@ -59,6 +75,33 @@ class TreePlan:
             for chunk in self._chunks
         ]
         return torch.cat(parts)
+
+
+class _AsSampled(torch.autograd.Function):
+    """The values of `TreePaths`, with the gradient of the same attention in chunks: its few
+    keys take far less time and memory than every node's path. Its weights are computed
+    again then rather than kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        plan: TreePlan,
+        paths: TreePaths,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.scale, ctx.plan = scale, plan
+        return paths.attend(query, key, value, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = ctx.plan.in_chunks(*inputs, ctx.scale)
+        return *torch.autograd.grad(out, inputs, grads[0]), None, None, None
 
 
 def _chunk(

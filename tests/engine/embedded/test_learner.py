@@ -304,7 +304,8 @@ def plain_logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     from astuner.engine.embedded.tree_plan import TreePlan
 
     length = ids.shape[1]
-    plan = TreePlan(np.full(length, length), device=ids.device, dtype=torch.float32)
+    ends, positions = np.full(length, length), np.arange(length)
+    plan = TreePlan(ends, positions, device=ids.device, dtype=torch.float32)
     return forward(model, ids[0], torch.arange(length), plan, torch.arange(length))
 
 

@@ -131,7 +131,8 @@ def test_attention_in_chunks_is_attention_under_the_whole_mask() -> None:
     query, key, value = (
         torch.randn(n, total, 8, generator=generator, requires_grad=True) for n in (4, 2, 2)
     )
-    plan = TreePlan(row.ends_T, device=torch.device("cpu"), dtype=torch.float32)
+    cpu = torch.device("cpu")
+    plan = TreePlan(row.ends_T, row.positions_T, device=cpu, dtype=torch.float32)
     out = plan.attend(0, query, key, value, 0.3)
     nodes = np.arange(total)
     allowed = (nodes <= nodes[:, None]) & (nodes[:, None] < row.ends_T)
