@@ -2,7 +2,7 @@
 
     job.pkl            in:  configuration, workflow, judge and tasks, for every worker
     settings.json      in:  the trainer's own configuration
-    spool/*.group      out: groups that have ended, each read once
+    spool/*.group      out: groups that have ended
     signs/HOST-PID     out: what a process did last; a hang is their silence
     stage.json         out: where the trainer is
     metrics.jsonl      out: the trainer's own metrics
@@ -17,6 +17,7 @@ a trainer. The folder's name is in the environment variable `ASTUNER_RUN_FOLDER`
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -36,7 +37,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from astuner.config.schema import AstunerConfig
-from astuner.errors import AstunerError, MissingDependency, UserCodeError
+from astuner.errors import AstunerError, CheckpointError, MissingDependency, UserCodeError
 from astuner.loading import FILE_MODULE
 from astuner.task_judge import Judge
 from astuner.task_reader import TaskSplits
@@ -73,6 +74,8 @@ class GroupRecord:
     """False when the trainer got nothing of it (and refills it)."""
     counters: Mapping[str, float] = field(default_factory=dict[str, float])
     """Of the rollout since the process's previous record, to be summed."""
+    name: str = ""
+    """The trainer's own of this attempt at the group, where it has one."""
 
 
 def folder_of_process() -> Path:
@@ -86,9 +89,10 @@ def folder_of_process() -> Path:
 def write_job(folder: Path, job: JobFile) -> Path:
     """Write the job; what no worker could import (a script's or notebook's own classes, a
     file's) goes in whole. Raises UserCodeError for what cannot be sent."""
-    with _by_value():
+    cloudpickle = _cloudpickle(job.config.backbone)
+    with _by_value(cloudpickle):
         try:
-            content = _cloudpickle().dumps(job)
+            content = cloudpickle.dumps(job)
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
             raise UserCodeError(
                 f"Workflow, judge and tasks have to be sent to other processes, but: {error}. "
@@ -109,9 +113,8 @@ def read_job(folder: Path) -> JobFile:
 
 
 @contextmanager
-def _by_value() -> Generator[None]:
+def _by_value(pickler: Any) -> Generator[None]:
     """Modules loaded from a file's path exist under their name in this process only."""
-    pickler = _cloudpickle()
     modules = [m for name, m in sys.modules.items() if name.startswith(FILE_MODULE)]
     for module in modules:
         pickler.register_pickle_by_value(module)
@@ -130,26 +133,36 @@ _number = count()
 
 def spool_group(folder: Path, record: GroupRecord) -> None:
     """Hand a group to the launcher. Raises OSError when the disk is full."""
+    import cloudpickle
+
     plain = replace(record, episodes=tuple(_plain(e) for e in record.episodes))
     name = f"{time.time_ns():020d}-{this_process()}-{next(_number)}.group"
-    _write(folder / SPOOL / name, _cloudpickle().dumps(plain))
+    _write(folder / SPOOL / name, cloudpickle.dumps(plain))
 
 
 class SpoolReader:
-    """Reads each spooled group once, in the order of their ends, and deletes its file."""
+    """Reads each spooled group once, in the order of their ends."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / SPOOL
+        self._read: set[Path] = set()
 
     def new(self) -> list[GroupRecord]:
-        """What has come since the last call."""
+        """What has come since the last call; its files are deleted."""
+        records: list[GroupRecord] = []
+        for path, record in self.new_files():
+            path.unlink()
+            records.append(record)
+        return records
+
+    def new_files(self) -> list[tuple[Path, GroupRecord]]:
+        """The same with the files, which the caller deletes."""
         if not self._folder.is_dir():
             return []
-        records: list[GroupRecord] = []
-        for path in sorted(self._folder.glob("*.group")):
-            records.append(pickle.loads(path.read_bytes()))
-            path.unlink()
-        return records
+        there = sorted(self._folder.glob("*.group"))
+        new = [path for path in there if path not in self._read]
+        self._read = set(there)
+        return [(path, pickle.loads(path.read_bytes())) for path in new]
 
 
 def _plain(episode: Episode) -> Episode:
@@ -182,6 +195,12 @@ def sign_of_life(folder: Path, what: str) -> None:
         return
     _last_sign = now
     _write(folder / SIGNS / this_process(), json.dumps([time.time(), what]).encode())
+
+
+def signs(folder: Path) -> object:
+    """Differs from the last time if any process has given one, whatever the clocks of several
+    machines show."""
+    return {path.name: _read_sign(path) for path in (folder / SIGNS).glob("[!.]*")}
 
 
 def last_sign(folder: Path) -> tuple[float, str]:
@@ -239,16 +258,18 @@ def gave_up(folder: Path) -> AstunerError | None:
 
 
 def _told(error: BaseException) -> AstunerError:
-    """Something that is no AstunerError, and so a bug: with its traceback."""
+    """Something that is no AstunerError: a full disk, or a bug, with its traceback."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CheckpointError(f"{error}. What was saved is whole: make room, and --resume.")
     return AstunerError("".join(traceback.format_exception(error)).rstrip())
 
 
 # ---------------------------------------------------------------- small things
 
 
-def clear(folder: Path) -> None:
-    """Forget what an earlier attempt left in the folder."""
-    for name in (SPOOL, SIGNS, STACKS):
+def clear(folder: Path, *, but_groups: bool = False) -> None:
+    """Forget what an earlier attempt left in the folder, or all but its groups."""
+    for name in (SIGNS, STACKS) if but_groups else (SPOOL, SIGNS, STACKS):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (GAVE_UP, STAGE, METRICS, STOP):
         (folder / name).unlink(missing_ok=True)
@@ -264,14 +285,15 @@ def this_process() -> str:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{threading.get_ident()}.tmp")
+    writer = f"{this_process()}-{threading.get_ident()}"
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
 
 
-def _cloudpickle() -> Any:
+def _cloudpickle(backbone: str) -> Any:
     try:
         import cloudpickle
     except ModuleNotFoundError as error:
-        raise MissingDependency("cloudpickle", "verl", "This backbone") from error
+        raise MissingDependency("cloudpickle", backbone, f"The backbone {backbone}") from error
     return cloudpickle

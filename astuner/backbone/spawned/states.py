@@ -24,12 +24,17 @@ def keep_state(folder: Path, state: TrainerState) -> None:
 
 def state_at(folder: Path, step: int, fresh: TrainerState) -> TrainerState:
     """What was known after a step, or the nearest step before it; forgets what came later."""
+    return replace(last_known(folder, step) or fresh, step=step)
+
+
+def last_known(folder: Path, step: int) -> TrainerState | None:
+    """The state after the last step up to this one that was reported; forgets what came later."""
     path = folder / STATES
     kept = [state for state in _states(path) if state.step <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(map(_line, kept)))
     temporary.replace(path)
-    return replace(kept[-1], step=step) if kept else replace(fresh, step=step)
+    return kept[-1] if kept else None
 
 
 def _states(path: Path) -> Iterator[TrainerState]:

@@ -56,6 +56,7 @@ INSTEAD: Mapping[str, str] = {
     "trainer.resume_from_path": "use --resume",
     "trainer.total_epochs": "use `astuner.trainer_common.total_epochs`",
     "trainer.total_training_steps": "use `astuner.trainer_common.total_steps`",
+    "trainer.v1.sampler.custom_sampler": "astuner's own notes which groups a step was trained on",
     "trainer.v1.trainer_mode": "use `astuner.rollout.mode`",
     "ray_kwargs.ray_init.address": "use `astuner.trainer_common.ray_address`, or --ray-address",
     f"{_ENVIRONMENT}.{FOLDER_VARIABLE}": "verl's processes find the run by it",

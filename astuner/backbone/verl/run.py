@@ -22,22 +22,22 @@ from astuner.backbone.context import RunContext, RunResult
 from astuner.backbone.report import finish, saved_step, verl_checkpoint
 from astuner.backbone.sinks import open_sinks
 from astuner.backbone.spawned import files
+from astuner.backbone.spawned.batches import forget_batches
 from astuner.backbone.spawned.choices import Device, Facts
 from astuner.backbone.spawned.files import JobFile, write_job
 from astuner.backbone.spawned.planning import context_of, shown, tell
 from astuner.backbone.spawned.program import Program
 from astuner.backbone.spawned.ray_cluster import authentication, check_address
-from astuner.backbone.spawned.states import state_at
+from astuner.backbone.spawned.states import last_known
 from astuner.backbone.spawned.supervise import Child
 from astuner.backbone.spawned.watching import watch
 from astuner.backbone.verl.merge import forget_model, merge_newest
 from astuner.backbone.verl.progress import Follower
 from astuner.backbone.verl.ray_cluster import environment
 from astuner.backbone.verl.requirements import choose_device, has_flash_attention, need_verl
-from astuner.backbone.verl.sections import is_async
 from astuner.backbone.verl.translate import check, raw, to_verl, warnings
 from astuner.engine.model_source import resolve_model
-from astuner.errors import AstunerError, BackboneError, CheckpointError, DeadlineExceeded
+from astuner.errors import CheckpointError, ConfigError, MissingDependency, UserCodeError
 from astuner.task_reader import TaskOrder
 from astuner.tracking import EpisodeStore, RunDisplay
 from astuner.trainer import TrainResult, TrainSettings
@@ -88,8 +88,11 @@ class Plan:
     device: Device
     settings: TrainSettings
     verl: dict[str, Any]
+    step: int
+    """After which the run goes on."""
     state: TrainerState
-    """Where the run goes on."""
+    """What was reported until then; of an earlier step where a kill came after the checkpoint
+    and before verl's metrics."""
     resumes: bool
     changed: str | None = None
     """What is different from when the run began."""
@@ -110,24 +113,26 @@ def _plan(context: RunContext, parts: UserParts, device: Device, flash_attention
     )
     settings = TrainSettings.from_config(config, order.steps_per_epoch)
     step = saved_step(run_dir, "verl") if context.resume else None
-    state = TrainerState(0, settings.seed, settings.config_hash)
+    state = TrainerState(step or 0, settings.seed, settings.config_hash)
     changed = None
     if step is not None:
-        state = state_at(run_dir / FOLDER, step, state)
+        state = last_known(run_dir / FOLDER, step) or state
         changed = check_resumable(Checkpoint(run_dir / FOLDER, state), settings)
         state = replace(state, config_hash=settings.config_hash)
     held_out = bool(parts.tasks.validation)
     facts = Facts(str(model), context_of(model), settings.total_steps, held_out, flash_attention)
     verl = to_verl(config, run_dir=run_dir, device=device, resume=step is not None, facts=facts)
     if step and "trainer.val_before_train" not in raw(config):
-        verl["trainer.val_before_train"] = held_out and _owed(state, settings)
-    return Plan(run_dir, parts, model, device, settings, verl, state, step is not None, changed)
+        verl["trainer.val_before_train"] = held_out and _owed(step, state, settings)
+    return Plan(
+        run_dir, parts, model, device, settings, verl, step or 0, state, step is not None, changed
+    )
 
 
-def _owed(state: TrainerState, settings: TrainSettings) -> bool:
+def _owed(step: int, state: TrainerState, settings: TrainSettings) -> bool:
     """A validation that was due when the run was killed."""
-    due = settings.test_freq > 0 and state.step % settings.test_freq == 0
-    return due and state.step not in state.evals
+    due = settings.test_freq > 0 and step % settings.test_freq == 0
+    return (due or step >= settings.total_steps) and step not in state.evals
 
 
 def _tell(context: RunContext, plan: Plan, display: RunDisplay) -> None:
@@ -135,7 +140,7 @@ def _tell(context: RunContext, plan: Plan, display: RunDisplay) -> None:
         context,
         display,
         warnings(context.config, plan.device),
-        step=plan.state.step,
+        step=plan.step,
         resumes=plan.resumes,
         changed=plan.changed,
     )
@@ -150,22 +155,23 @@ async def _train(
     """From the first process to the last; the state after the last step."""
     folder, config = plan.folder, context.config
     folder.mkdir(parents=True, exist_ok=True)
-    files.clear(folder)
+    files.clear(folder, but_groups=plan.resumes)
+    forget_batches(folder, after=plan.step)
     forget_model(plan.run_dir)
     job = JobFile(config, plan.parts.workflow, plan.parts.judge, plan.parts.tasks, plan.run_dir)
     write_job(folder, job)
     (folder / files.SETTINGS).write_text(json.dumps(plan.verl, indent=1))
     follower = _follower(stack, context, plan, display)
+    if plan.resumes:
+        follower.catch_up(plan.step)
     variables = environment(folder, plan.device)
     variables |= authentication(config.trainer_common.ray_address)
     child = Child([*DRIVER, str(folder)], folder, variables, log=VERL.log)
     stack.callback(child.close)
     try:
         await watch(VERL, context, child, follower, folder, display)
-    except (BackboneError, DeadlineExceeded, CheckpointError):
-        raise  # its log is worth reading
-    except AstunerError:
-        if follower.state.step == 0:
+    except (ConfigError, UserCodeError, MissingDependency):
+        if follower.state.step == 0:  # the log says no more than the error
             await child.aclose()
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -175,19 +181,16 @@ async def _train(
 def _follower(stack: ExitStack, context: RunContext, plan: Plan, display: RunDisplay) -> Follower:
     from transformers import AutoTokenizer
 
-    config = context.config
     step = plan.state.step if plan.resumes else None
     sinks = open_sinks(stack, context, step)
     tokenizer: Any = AutoTokenizer.from_pretrained(plan.model, local_files_only=True)
     return Follower(
         plan.folder,
         plan.settings,
-        batch_size=config.data.train_batch_size,
         sinks=sinks,
         episodes=EpisodeStore(context.run_dir, resume_step=step, decode=tokenizer.decode),
         display=display,
         state=plan.state,
-        takes_turns=not is_async(config),
     )
 
 

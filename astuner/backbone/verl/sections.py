@@ -28,6 +28,7 @@ AGENT_LOOP = "astuner"
 """The name under which `driver` has verl register `agent_loop`."""
 DATASET = ("pkg://astuner.backbone.verl.dataset", "TaskDataset")
 TRAIN_FILES, VALIDATION_FILES = "astuner-train", "astuner-validation"
+SAMPLER = "pkg://astuner.backbone.verl.sampler"
 CHECKPOINT_CALLBACK = "astuner.backbone.verl.checkpoints.OnlyWanted"
 
 AGENT_WORKERS = 8
@@ -197,6 +198,8 @@ def mode(config: AstunerConfig, device: Device) -> Settings:
         return {
             "trainer.v1.trainer_mode": "sync",
             "trainer.v1.sampler.sync_refill_failed_groups": True,
+            "trainer.v1.sampler.custom_sampler.path": SAMPLER,
+            "trainer.v1.sampler.custom_sampler.name": "InTurns",
         }
     on_gpus, behind = device == "cuda", config.rollout.max_staleness
     settings: Settings = {
@@ -205,6 +208,8 @@ def mode(config: AstunerConfig, device: Device) -> Settings:
         "trainer.v1.separate_async.num_warmup_batches": behind,
         "trainer.v1.sampler.max_off_policy_threshold": behind + 1,
         "trainer.v1.sampler.max_off_policy_strategy": "drop",
+        "trainer.v1.sampler.custom_sampler.path": SAMPLER,
+        "trainer.v1.sampler.custom_sampler.name": "Ahead",
         f"{ROLLOUT}.nnodes": config.rollout.nnodes if on_gpus else 1,
         f"{ROLLOUT}.n_gpus_per_node": config.rollout.n_gpus_per_node if on_gpus else 1,
         f"{ROLLOUT}.checkpoint_engine.backend": "nccl" if on_gpus else WEIGHT_SYNC,

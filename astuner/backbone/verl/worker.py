@@ -151,7 +151,7 @@ class Worker:
         group = await self._bench.rollout.group(task, Place(step + 1, place))
         group = with_checked_rewards(group)
         dropped = self._why_dropped(group, asked.step)
-        await self._spool(asked.step, "train", group.group_id, group.episodes, not dropped)
+        await self._spool(asked, "train", group.group_id, group.episodes, not dropped)
         self._count_useless(group, dropped)
         if dropped:
             return Outcome([[] for _ in group.episodes], _told(group, dropped))
@@ -212,19 +212,21 @@ class Worker:
             )
         task = self._job.tasks.validation[asked.index]
         episodes = await self._bench.rollout.validate(task, asked.step, asked.index)
-        await self._spool(asked.step, "validation", episodes[0].group_id, episodes, True)
+        await self._spool(asked, "validation", episodes[0].group_id, episodes, True)
         return Outcome([validation_rows(e, version) for e in episodes])
 
     async def _spool(
         self,
-        step: int,
+        asked: Asked,
         split: Literal["train", "validation"],
         group_id: str,
         episodes: Sequence[Episode],
         kept: bool,
     ) -> None:
         counters = self._bench.rollout.take_counters()
-        record = GroupRecord(step, split, group_id, tuple(episodes), kept, counters)
+        record = GroupRecord(
+            asked.step, split, group_id, tuple(episodes), kept, counters, asked.uid
+        )
         await asyncio.to_thread(spool_group, self._folder, record)
 
 

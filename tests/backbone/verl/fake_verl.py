@@ -2,7 +2,8 @@
 
 Two groups of two episodes a step, one validation episode where one is due, a checkpoint
 of the base model's own weights with 1 added for each step. FAKE_VERL says how it goes:
-"well", "slowly" (a step takes 0.3 s), "hangs:N", "fails:N" or "gives_up:N" (in step N).
+"well", "slowly" (a step takes 0.3 s), "hangs:N", "fails:N", "fails_late:N"
+(saved, but not reported) or "gives_up:N" (in step N).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from astuner.backbone.spawned.batches import BatchRecord, note_batch
 from astuner.backbone.spawned.files import (
     METRICS,
     SETTINGS,
@@ -51,7 +53,8 @@ def group(step: int, place: int, split: Any = "train") -> GroupRecord:
         values: dict[str, Any] = {"episode_id": key, "group_id": name, "split": split}
         values |= {"repeat_index": repeat, "reward": reward, "is_success": None}
         episodes.append(episode(calls=(own,), samples=(one,), turn_rewards=None, **values))
-    return GroupRecord(step, split, name, tuple(episodes), True, {"rollout/calls": 2.0})
+    counters = {"rollout/calls": 2.0}
+    return GroupRecord(step, split, name, tuple(episodes), True, counters, f"uid-{name}")
 
 
 class Fake:
@@ -71,12 +74,16 @@ class Fake:
             self.log(first, self.validate(first))
         for step in range(first + 1, total + 1):
             write_stage(self.folder, Stage("rollout", step, total))
-            for place in range(2):
-                spool_group(self.folder, group(step, place))
+            groups = [group(step, place) for place in range(2)]
+            for one in groups:
+                spool_group(self.folder, one)
+            note_batch(self.folder, BatchRecord(step, tuple(one.name for one in groups)))
             self.misbehave(step)
             self.save(step)
             seconds = {f"timing_s/{name}": value for name, value in TIMES.items()}
             evaluated = self.validate(step) if step == total else {}
+            if step == self.at and self.how == "fails_late":
+                raise RuntimeError("killed before its report")
             self.log(step, {"training/global_step": step, **PROGRESS, **seconds, **evaluated})
             if (self.folder / STOP).exists():
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from astuner.backbone.spawned.batches import BATCHES
 from astuner.backbone.spawned.files import FOLDER_VARIABLE, SpoolReader, gave_up
 from tests.backbone.verl.verl_world import OK, planned, play, prompt, write
 
@@ -218,6 +220,13 @@ def advantages(trainer: Any, meta: Any) -> dict[str, list[float]]:
     return {name: row["advantages"] for name, row in sorted(rows.items())}
 
 
+def noted(trainer: Any) -> list[tuple[list[str], list[str]]]:
+    """What our sampler wrote down of each batch: verl's names of groups, taken and left out."""
+    lines = (trainer.folder / BATCHES).read_text().splitlines()
+    (trainer.folder / BATCHES).unlink()
+    return [(line["groups"], line["left_out"]) for line in map(json.loads, lines)]
+
+
 ONE = [1.0] * 3 + [0.0] * 10 + [1.0] * 3
 """The mask of a timeline with two replies; the other timelines have one."""
 
@@ -258,6 +267,13 @@ def test_useless_groups_are_refilled_and_verls_grpo_compares_episodes(world: Any
         **{"s00002-t000": True, "s00002-t001": True},
     }
     assert [e.ok for e in records["s00001-t002"].episodes] == [False, False, True]
+    named = {r.name: name for name, r in records.items()}
+    assert [[sorted(named[uid] for uid in uids) for uids in batch] for batch in noted(trainer)] == [
+        [
+            ["s00001-t000", "s00001-t001", "s00002-t000", "s00002-t001"],
+            ["s00001-t002", "s00001-t003"],
+        ]
+    ]
     assert gave_up(trainer.folder) is None
 
 
@@ -274,7 +290,9 @@ def test_our_estimator_passes_astuners_advantages_through(world: Any) -> None:
         **{"4/0/0": times(-1.0), "4/1/0": times(1.0), "4/2/0": times(0.0)},
         **{"5/0/0": times(0.0), "5/1/0": times(0.0), "5/2/0": times(0.0)},
     }
+    assert len(noted(trainer)) == 1
     validation = trainer._validate()
+    assert not (trainer.folder / BATCHES).exists()
     # One of two tasks succeeds with reward 0.5; the failed one counts as 0 in both.
     assert validation["val-core/astuner/acc/mean@1"] == 0.5
     assert validation["val-aux/astuner/reward/mean@1"] == 0.25
@@ -304,3 +322,5 @@ def test_prompts_in_flight_are_asked_again_after_a_resume(world: Any) -> None:
         **{f"s00001-t00{n}": 2 for n in range(4)},
         "s00002-t000": 2,
     }
+    [(taken, left_out)] = noted(trainer)
+    assert (len(taken), len(left_out)) == (3, 2)

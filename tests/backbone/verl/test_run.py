@@ -166,6 +166,31 @@ def test_resume_counts_on_and_forgets_what_came_after_the_checkpoint(
     assert done.metrics["steps"] == 4, "nothing is left to do, so nothing is started"
 
 
+def test_a_step_that_was_saved_but_not_reported_is_counted_at_the_resume(
+    job: Callable[..., AstunerJob], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BackboneError):
+        job("fails_late:2", total_steps=2).tune()
+    run = tmp_path / "tiny"
+    assert list(read_metrics(run / "metrics.jsonl")) == [0, 1]
+    tuned = job(total_steps=2).tune(resume=True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Step 2 was saved, but a kill came before its report: verl's metrics of it" in said
+    expected = {"steps": 2, "episodes": 8, "tokens_trained": 16, "train_seconds": 1.0}
+    assert {name: tuned.metrics[name] for name in expected} == expected
+    assert tuned.metrics["evals"] == {"0": 0.0, "2": 0.2}, "the last validation is made up for"
+    second = read_metrics(run / "metrics.jsonl")[2]
+    assert second["reward/mean"] == 0.5 and "policy/loss" not in second
+    rows = [(r["step"], r["split"]) for r in read_episodes(run).to_pylist()]
+    assert rows == [
+        *[(0, "validation")],
+        *[(1, "train")] * 4,
+        *[(2, "train")] * 4,
+        *[(2, "validation")],
+    ]
+    assert not list((run / "verl" / "spool").glob("*.group"))
+
+
 def test_a_checkpoint_of_another_backbone_is_not_resumed(
     job: Callable[..., AstunerJob],
 ) -> None:

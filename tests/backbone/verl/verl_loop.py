@@ -12,10 +12,6 @@ from verl.trainer.ppo.utils import (  # type: ignore[import-not-found]
     create_rl_dataset,
     create_rl_sampler,
 )
-from verl.trainer.ppo.v1.replay_buffer import (  # type: ignore[import-not-found]
-    ReplayBuffer,
-    ReplayBufferAsync,
-)
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync  # type: ignore[import-not-found]
 from verl.utils.dataset.rl_dataset import collate_fn  # type: ignore[import-not-found]
 from verl.workers.rollout.llm_server import LLMServerClient  # type: ignore[import-not-found]
@@ -86,25 +82,8 @@ def trainer(config: Any, manager: Any, tokenizer: Any) -> Any:
             sampler=create_rl_sampler(config.data, dataset),
         )
         setattr(self, f"{split}_dataloader", loader)
-    sampler = config.trainer.v1.sampler
-    shared: dict[str, Any] = {
-        "trainer_mode": mode,
-        "trainer_config": {},
-        "max_off_policy_threshold": sampler.max_off_policy_threshold,
-        "max_off_policy_strategy": sampler.max_off_policy_strategy,
-        "sampler_kwargs": {},
-        "poll_interval": 0.1,
-        "refill_fn": self._add_prompts_to_generate,
-    }
-    if mode == "sync":
-        self.replay_buffer = ReplayBuffer(
-            **shared,
-            train_batch_size=config.data.train_batch_size,
-            gen_batch_size=1,
-            sync_refill_failed_groups=sampler.sync_refill_failed_groups,
-        )
-    else:
-        self.replay_buffer = ReplayBufferAsync(**shared)
+    self.replay_buffer = self._build_replay_buffer()
+    self.replay_buffer.poll_interval = 0.1
     return self
 
 
