@@ -65,8 +65,15 @@ class LimitsConfig:
     """Adapters that one tenant may have in memory at a time."""
     max_rank: int = 256
     """Largest LoRA rank."""
+    max_adapter_gib: float = 0.0
+    """What one tenant's adapters and their optimizers may take of memory; 0 means half of the
+    machine's."""
     max_waiting_operations: int = 1000
     """Operations of one run that may wait; more are told to come again (429)."""
+    max_waiting_run_mib: int = 256
+    """Data of one run's operations that may wait; more is told to come again (429)."""
+    max_waiting_mib: int = 1024
+    """The same of all runs; and of request bodies being read, of which one tenant may have half."""
     max_waiting_samples: int = 4096
     """Sequences of one tenant that may wait to be drawn; more are told to come again (429)."""
     max_samples: int = 1024
@@ -84,6 +91,12 @@ class LimitsConfig:
     """What one tenant's checkpoints may take on disk; 0 means no limit."""
     session_timeout: float = 600.0
     """Seconds without a heartbeat after which a session is over."""
+    operation_timeout: float = 3600.0
+    """Seconds that the engine may have one operation or sample request in hand before it is
+    failed."""
+    stuck_timeout: float = 600.0
+    """Seconds that the engine may be at one and the same step before everything is failed, and
+    the server is no longer healthy."""
     gap_timeout: float = 60.0
     """Seconds that operations wait for one before them that never arrives."""
     result_ttl: float = 3600.0
@@ -151,6 +164,7 @@ _FROM_ZERO = (
     "model.kv_cache_tokens",
     "model.adapter_gib",
     "limits.max_checkpoint_gib",
+    "limits.max_adapter_gib",
 )
 
 

@@ -301,6 +301,10 @@ class AdapterHost(Protocol):
         EngineError for a name that is taken, ModelError when the spec does not fit."""
         ...
 
+    def adapter_size(self, lora: LoraSpec) -> int:
+        """How many numbers such an adapter has. Raises ModelError when the spec does not fit."""
+        ...
+
     async def forward(
         self, adapter: str, samples: Sequence[Sample], *, temperature: float = 1.0
     ) -> tuple[NDArray[np.float32], ...]:
@@ -316,6 +320,10 @@ class AdapterHost(Protocol):
 
     async def optim_step(self, adapter: str, params: AdamParams) -> dict[str, float]:
         """See `Policy.optim_step`."""
+        ...
+
+    async def discard(self, adapter: str) -> None:
+        """Forget the gradient."""
         ...
 
     async def snapshot(self, adapter: str) -> str:

@@ -54,6 +54,11 @@ class TrainRequest:
         return h.hexdigest()
 
     @property
+    def nbytes(self) -> int:
+        arrays = (a for d in self.data for a in (d.tokens, *d.inputs.values()))
+        return sum(array.nbytes for array in arrays)
+
+    @property
     def num_tokens(self) -> int:
         return sum(len(datum.tokens) for datum in self.data)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ class FutureBook:
         self._answered: dict[str, asyncio.Event] = {}
         self._kept: dict[str, bytes] = {}
         """Results that the store would not take."""
+        self._told_at: dict[str, float] = {}
+        """When a failure was first fetched: from then on its user knows."""
 
     # ------------------------------------------------------------ asking
 
@@ -84,7 +87,14 @@ class FutureBook:
                 await asyncio.wait_for(event.wait(), seconds)
             except TimeoutError:
                 return record
-        return self.find(request_id, tenant)
+        record = self.find(request_id, tenant)
+        if record.status == "failed":
+            self._told_at.setdefault(request_id, time.monotonic())
+        return record
+
+    def told_at(self, request_id: str) -> float:
+        """When (monotonic) the failure was first fetched; infinite before that."""
+        return self._told_at.get(request_id, math.inf)
 
     def answer(self, record: FutureRecord) -> Answer:
         """The result of a future that is done."""
@@ -114,15 +124,20 @@ class FutureBook:
 
     def fail(
         self, request_id: str, error: str, category: Category, also: Sequence[Row] = ()
-    ) -> None:
-        """The request came to nothing, and why."""
+    ) -> bool:
+        """The request came to nothing, and why. False where it was answered already."""
         record = self._records.get(request_id)
         if record is None or record.status != "pending":
-            return
+            return False
         now = time.time()
         record = replace(record, status="failed", answered_at=now, error=error, category=category)
         self._write([row(record), *also])
         self._settle(record)
+        return True
+
+    def is_pending(self, request_id: str) -> bool:
+        record = self._records.get(request_id)
+        return record is not None and record.status == "pending"
 
     def lose(self, request_id: str) -> None:
         """A stopped server did not get to it, and the client may ask again."""
@@ -173,6 +188,7 @@ class FutureBook:
         for request_id in old:
             del self._records[request_id]
             self._kept.pop(request_id, None)
+            self._told_at.pop(request_id, None)
         if old:
             self._write([Row(table, key, None) for key in old for table in ("futures", RESULTS)])
         return len(old)

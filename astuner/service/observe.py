@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from astuner.errors import ConfigError, MissingDependency
 
+RATE_SECONDS = 10.0
 OURS = "astuner"
 """The root of our loggers."""
 Gauge = Callable[[], Iterable[tuple[float, Mapping[str, str]]]]
@@ -45,8 +47,12 @@ class Observer:
     def sampled(self, tenant: str, tokens: int, prompt_tokens: int) -> None:
         """Tokens were drawn."""
 
+    def rates(self) -> Mapping[str, float]:
+        """Sampled tokens a second of each tenant, over the last ten seconds."""
+        return {}
+
     def gauge(self, name: str, unit: str, read: Gauge) -> None:
-        """A value to be read at every export."""
+        """A value to be read at every export, from a thread of the exporter's."""
 
     def close(self) -> None:
         """Send what has not been sent."""
@@ -71,6 +77,8 @@ class Telemetry(Observer):
         self._trained = meter.create_counter("astuner.tokens.trained", unit="{token}")
         self._sampled = meter.create_counter("astuner.tokens.sampled", unit="{token}")
         self._prompts = meter.create_counter("astuner.tokens.prompt", unit="{token}")
+        self._lately: deque[tuple[float, str, int]] = deque()
+        """When, whose and how many tokens were sampled."""
 
     @contextmanager
     def request(self, name: str, request_id: str) -> Generator[dict[str, Any]]:
@@ -103,6 +111,16 @@ class Telemetry(Observer):
     def sampled(self, tenant: str, tokens: int, prompt_tokens: int) -> None:
         self._sampled.add(tokens, {"tenant": tenant})
         self._prompts.add(prompt_tokens, {"tenant": tenant})
+        now = time.monotonic()
+        self._lately.append((now, tenant, tokens))
+        while self._lately[0][0] < now - RATE_SECONDS:
+            self._lately.popleft()
+
+    def rates(self) -> Mapping[str, float]:
+        since, counts = time.monotonic() - RATE_SECONDS, Counter[str]()
+        for when, tenant, tokens in list(self._lately):
+            counts[tenant] += tokens * (when >= since)
+        return {tenant: tokens / RATE_SECONDS for tenant, tokens in counts.items()}
 
     def gauge(self, name: str, unit: str, read: Gauge) -> None:
         from opentelemetry.metrics import CallbackOptions, Observation

@@ -49,7 +49,7 @@ class WeightsEngine:
     ) -> AsyncIterator[TokenChunk]:
         service = self._service
         lane = f"openai:{self._weights}"
-        service.check_waiting(self._tenant, 1)
+        service.sample_requests.check_waiting(self._tenant, 1)
         async with (
             service.drawing.turn(self._tenant, lane),
             service.shelf.use(self._weights) as snapshot,

@@ -21,14 +21,15 @@ class OperationLog(Generic[T]):
 
     next_seq: int = 1
     max_waiting: int = 1000
+    in_hand: T | None = None
+    """What `take` gave and `finish` has not got back."""
     _waiting: dict[int, T] = field(default_factory=dict[int, T])
-    _running: bool = False
     _stuck_since: float | None = None
 
     def add(self, seq: int, operation: T, now: float) -> None:
         """Put it into its place. Raises RequestError: 400 for a number that is out of
         range or used up, 429 when too many wait."""
-        if not self.next_seq <= seq < 2**31 or seq in self._waiting or self._in_hand(seq):
+        if not self.next_seq <= seq < 2**31 or seq in self._waiting or self._is_in_hand(seq):
             raise RequestError(
                 f"seq_id {seq} has been used already, or cannot be: the next one is "
                 f"{self.next_seq}. Numbers start at 1 and grow by 1 with each request of a run.",
@@ -46,18 +47,18 @@ class OperationLog(Generic[T]):
 
     def take(self, now: float) -> T | None:
         """The next operation, if it is there and the one before has finished."""
-        if self._running or self.next_seq not in self._waiting:
+        if self.in_hand is not None or self.next_seq not in self._waiting:
             return None
-        self._running = True
-        operation = self._waiting.pop(self.next_seq)
+        self.in_hand = self._waiting.pop(self.next_seq)
         self._note(now)
-        return operation
+        return self.in_hand
 
-    def finish(self, now: float) -> None:
-        """What `take` gave is answered."""
-        self._running = False
-        self.next_seq += 1
-        self._note(now)
+    def finish(self, operation: T, now: float) -> None:
+        """What `take` gave is answered; nothing happens when it had been already."""
+        if self.in_hand is operation:
+            self.in_hand = None
+            self.next_seq += 1
+            self._note(now)
 
     def clear(self) -> list[T]:
         """Give up all that wait, in order."""
@@ -80,15 +81,16 @@ class OperationLog(Generic[T]):
         return len(self._waiting)
 
     @property
-    def running(self) -> bool:
-        return self._running
+    def all(self) -> list[T]:
+        """What is in hand, and what waits."""
+        return [*([] if self.in_hand is None else [self.in_hand]), *self._waiting.values()]
 
-    def _in_hand(self, seq: int) -> bool:
-        return self._running and seq == self.next_seq
+    def _is_in_hand(self, seq: int) -> bool:
+        return self.in_hand is not None and seq == self.next_seq
 
     def _note(self, now: float) -> None:
         """Since when nothing can go on because a number is missing."""
-        stuck = bool(self._waiting) and not self._running and self.next_seq not in self._waiting
+        stuck = bool(self._waiting) and self.in_hand is None and self.next_seq not in self._waiting
         if not stuck:
             self._stuck_since = None
         elif self._stuck_since is None:

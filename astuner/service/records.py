@@ -74,11 +74,16 @@ class RunRecord:
     last_state_optimizer: bool = True
     """Whether the optimizer's moments came from there, or went there, too."""
     changed: bool = False
-    """Whether the adapter has gone on since `last_state` (or since it was made)."""
+    """Whether steps were taken since `last_state` (or since it was made)."""
     gradient: bool = False
     """Whether it has a gradient that no step has applied yet; no checkpoint holds that."""
     steps: int = 0
     """Optimizer steps taken."""
+
+    @property
+    def has_gone_on(self) -> bool:
+        """Whether it has anything that is not in `last_state`."""
+        return self.changed or self.gradient
 
 
 @dataclass(frozen=True, slots=True)

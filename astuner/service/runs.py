@@ -1,62 +1,36 @@
-"""Runs: whose they are, in what order their operations are done, and how they end.
+"""Runs: whose they are, what is asked of them, and how they end.
 
-Operations go through a run's log (order of seq_id), then through the fair queue (one at a
-time over all runs: there is one device), then through `training`. A failed operation is
-answered with its error and uses up its number. An adapter that a stopped server took with
-it is made again when the run's next operation comes, if its last state was saved.
+Operations go through a run's log (order of seq_id), then through the fair queue (a few runs
+at a time, which the engine lets take turns); doing them is `turns`' business. What a run
+may have waiting is bounded, by number and by bytes.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections import Counter
+from dataclasses import replace
 
 from astuner.engine.protocol import AdapterHost
-from astuner.errors import (
-    AstunerError,
-    CheckpointError,
-    EngineClosed,
-    EngineError,
-    ModelError,
-    RequestError,
-)
+from astuner.errors import CheckpointError, EngineError, RequestError
 from astuner.service.futures import FutureBook
-from astuner.service.names import request_id
+from astuner.service.limits import Limits
 from astuner.service.observe import Observer
 from astuner.service.oplog import OperationLog
-from astuner.service.records import Category, FutureRecord, RunRecord, parse, row
-from astuner.service.scheduler import Work, Workers
+from astuner.service.records import FutureRecord, RunRecord, parse, row
+from astuner.service.run import CREATE, Operation, Run
+from astuner.service.scheduler import Workers
 from astuner.service.store.protocol import Row, Store
-from astuner.service.training import Done, Trainer
+from astuner.service.training import Trainer
+from astuner.service.turns import Turns
 
 logger = logging.getLogger(__name__)
 
-CREATE = 0
-"""The seq_id of making the run; the client's own numbers start at 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One request of a run."""
-
-    request_id: str
-    kind: str
-    do: Callable[[RunRecord], Awaitable[Done]]
-    revive: Callable[[RunRecord], Awaitable[Done]] | None = None
-    """Done instead when the engine has no adapter: makes one, whatever became of the old."""
-    tokens: int = 0
-    """That it trains on, for the meters."""
-
-
-@dataclass(slots=True)
-class _Run:
-    record: RunRecord
-    log: OperationLog[Operation]
-    live: bool = False
-    """Whether the engine has its adapter."""
+UNANSWERED = (
+    "The service's engine has not answered for too long; whether this was done is not known. Tell "
+    "who runs it."
+)
 
 
 class RunBook:
@@ -71,16 +45,16 @@ class RunBook:
         workers: Workers,
         observer: Observer,
         *,
-        max_waiting: int,
+        limits: Limits,
     ) -> None:
         self._store = store
         self._futures = futures
         self._host = host
-        self._trainer = trainer
         self._workers = workers
         self._observer = observer
-        self._max_waiting = max_waiting
-        self._runs: dict[str, _Run] = {}
+        self._limits = limits
+        self._turns = Turns(futures, trainer, workers, observer, self._not_made)
+        self._runs: dict[str, Run] = {}
 
     # ------------------------------------------------------------ finding
 
@@ -104,15 +78,21 @@ class RunBook:
     def of_session(self, session_id: str) -> list[RunRecord]:
         return [r.record for r in self._runs.values() if r.record.session_id == session_id]
 
-    def live(self, tenant: str) -> int:
-        """Adapters that this tenant has in the engine, or will have in a moment."""
-        mine = (r for r in self._runs.values() if r.record.tenant == tenant)
-        return sum(r.live or r.log.next_seq == CREATE for r in mine)
+    def live(self, tenant: str) -> list[RunRecord]:
+        """Whose adapters the engine has, or will have in a moment."""
+        mine = (r for r in self._runs.values() if r.record.tenant == tenant and not r.ended)
+        return [r.record for r in mine if r.live or r.is_new]
 
-    @property
-    def waiting(self) -> int:
-        """Operations that wait for their turn, or for one before them."""
-        return sum(run.log.waiting for run in self._runs.values())
+    def adapters(self) -> Counter[str]:
+        """How many are live, by tenant."""
+        return Counter(r.record.tenant for r in list(self._runs.values()) if r.live)
+
+    def waiting(self) -> Counter[str]:
+        """Operations that wait for their turn, or for one before them, by tenant."""
+        counts = Counter[str]()
+        for run in list(self._runs.values()):
+            counts[run.record.tenant] += run.log.waiting
+        return counts
 
     # ------------------------------------------------------------ taking requests
 
@@ -133,10 +113,10 @@ class RunBook:
                 self._observer.failed(operation.kind, record.tenant, "server")
                 self._futures.fail(operation.request_id, str(error), "server")
                 return operation.request_id
-            run = _Run(record, OperationLog(CREATE, self._max_waiting))
+            run = Run(record, OperationLog(CREATE, self._limits.max_waiting_operations))
             self._runs[record.run_id] = run
             run.log.add(CREATE, operation, time.monotonic())
-            self._advance(run)
+            self._turns.advance(run)
         return operation.request_id
 
     def submit(self, record: RunRecord, seq: int, operation: Operation, digest: str) -> str:
@@ -145,10 +125,26 @@ class RunBook:
         if self._futures.known(operation.request_id):
             self._open_future(record, operation, digest)  # the same request, or an error
             return operation.request_id
+        self._check_room(run, seq, operation)
         run.log.add(seq, operation, time.monotonic())
         self._open_future(record, operation, digest)
-        self._advance(run)
+        self._turns.advance(run)
         return operation.request_id
+
+    def _check_room(self, run: Run, seq: int, operation: Operation) -> None:
+        """Raises RequestError (429) where the data that waits would be too much. The operation
+        that others of the run wait for has a reserve, or nothing would ever move."""
+        limits, is_next = self._limits, seq == run.log.next_seq
+        mine = sum(o.nbytes for o in run.log.all) + operation.nbytes
+        all_data = (o.nbytes for r in self._runs.values() for o in r.log.all)
+        whole = sum(all_data) + operation.nbytes
+        too_much = mine > limits.max_waiting_run_bytes and not is_next
+        if too_much or whole > limits.max_waiting_bytes * (2 if is_next else 1):
+            raise RequestError(
+                "Much data waits to be trained on already, of this run or of all; try again later.",
+                status=429,
+                code="too_much_data",
+            )
 
     def _open_future(self, record: RunRecord, operation: Operation, digest: str) -> bool:
         return self._futures.open(
@@ -163,72 +159,6 @@ class RunBook:
             )
         )
 
-    # ------------------------------------------------------------ doing
-
-    def _advance(self, run: _Run) -> None:
-        """Queue the run's next operation, if it is there."""
-        operation = run.log.take(time.monotonic())
-        if operation is None:
-            return
-        record = run.record
-        self._workers.submit(
-            Work(
-                record.tenant,
-                record.run_id,
-                partial(self._do, run, operation),
-                partial(self._dropped, run, operation),
-            )
-        )
-
-    async def _do(self, run: _Run, operation: Operation) -> None:
-        record = run.record
-        with self._observer.operation(operation.kind, record.tenant):
-            try:
-                do = operation.do
-                if not run.live and operation.revive is not None:
-                    do = operation.revive
-                elif not run.live and not self._is_creation(operation, run):
-                    await self._trainer.bring_back(record)
-                    run.live = True
-                answer, record = await do(record)
-                run.live = True
-            except Exception as error:  # the boundary to the engine
-                self._failed(run, operation, error)
-                return
-        self._observer.trained(record.tenant, operation.tokens)
-        run.log.finish(time.monotonic())
-        self._keep(run, record)
-        self._futures.done(operation.request_id, answer, also=[row(run.record)])
-        self._advance(run)
-
-    def _is_creation(self, operation: Operation, run: _Run) -> bool:
-        return operation.request_id == request_id(run.record.run_id, CREATE)
-
-    def _failed(self, run: _Run, operation: Operation, error: Exception) -> None:
-        category = _category(error)
-        if not isinstance(error, AstunerError):
-            logger.exception("operation %s failed", operation.request_id, exc_info=error)
-        self._finish_failed(run, operation, _message(error), category)
-        if self._is_creation(operation, run):
-            self._bury(run, f"run {run.record.run_id} could not be created")
-        else:
-            self._advance(run)
-
-    def _dropped(self, run: _Run, operation: Operation) -> None:
-        reason = f"Run {run.record.run_id} ended before this was done."
-        self._finish_failed(run, operation, reason, "user")
-
-    def _finish_failed(
-        self, run: _Run, operation: Operation, message: str, category: Category
-    ) -> None:
-        run.log.finish(time.monotonic())
-        self._keep(run, run.record)
-        self._observer.failed(operation.kind, run.record.tenant, category)
-        self._futures.fail(operation.request_id, message, category, also=[row(run.record)])
-
-    def _keep(self, run: _Run, record: RunRecord) -> None:
-        run.record = replace(record, next_seq=run.log.next_seq, last_request_at=time.time())
-
     # ------------------------------------------------------------ ending
 
     async def end(self, run_id: str, reason: str) -> None:
@@ -236,21 +166,22 @@ class RunBook:
         run = self._runs.get(run_id)
         if run is None:
             return
+        run.ended = True
         self._workers.close_lane(run.record.tenant, run_id)
-        self._bury(run, reason, forget=False)
-        if run.live:
-            run.live = False
-            try:
-                await self._host.release(run_id)
-            except EngineError as error:
-                logger.debug("release of %s: %s", run_id, error)
+        self._refuse_waiting(run, reason)
+        run.live = False
+        try:  # also where it is only being made: the engine keeps the order of its verbs
+            await self._host.release(run_id)
+        except EngineError as error:
+            logger.debug("release of %s: %s", run_id, error)
 
-    def _bury(self, run: _Run, reason: str, *, forget: bool = True) -> None:
+    def _refuse_waiting(self, run: Run, reason: str) -> None:
         for operation in run.log.clear():
             self._futures.fail(operation.request_id, f"Not done: {reason}.", "user")
-        if forget:
-            self._runs.pop(run.record.run_id, None)
-            self._store.write([Row("runs", run.record.run_id, None)])
+
+    def _not_made(self, run: Run) -> None:
+        self._refuse_waiting(run, f"run {run.record.run_id} could not be created")
+        self.forget(run.record.run_id)
 
     def give_up_gaps(self, seconds: float) -> None:
         """Fail operations that wait for one that never came."""
@@ -264,6 +195,27 @@ class RunBook:
                     "user",
                 )
 
+    def give_up_unanswered(self, seconds: float, stuck: str) -> None:
+        """Fail operations that the engine has had for longer than this, and what waits behind
+        them; with `stuck` (what it is at) all that there is. Should it answer one day, the run
+        goes on as it then is."""
+        now = time.monotonic()
+        late = [r for r in self._runs.values() if r.begun_at and now - r.begun_at > seconds]
+        if stuck or len(late) >= self._workers.slots:
+            late = list(self._runs.values())
+        for run in late:
+            for operation in run.log.all:
+                if self._futures.fail(operation.request_id, UNANSWERED, "server"):
+                    logger.error(
+                        "The engine does not answer: %s of run %s (tenant %s), which came %.0f s "
+                        "ago. %s",
+                        operation.kind,
+                        run.record.run_id,
+                        run.record.tenant,
+                        now - operation.received_at,
+                        stuck,
+                    )
+
     # ------------------------------------------------------------ after a restart
 
     def load(self) -> None:
@@ -272,20 +224,23 @@ class RunBook:
             record = parse(RunRecord, value)
             known = [_seq(f) for f in self._futures.of(record.run_id)]
             next_seq = max([1, record.next_seq, *(seq + 1 for seq in known)])
-            log = OperationLog[Operation](next_seq, self._max_waiting)
-            self._runs[record.run_id] = _Run(replace(record, next_seq=next_seq), log)
+            log = OperationLog[Operation](next_seq, self._limits.max_waiting_operations)
+            self._runs[record.run_id] = Run(replace(record, next_seq=next_seq), log)
 
     def forget(self, run_id: str) -> None:
         """A run whose creation was not finished."""
         self._runs.pop(run_id, None)
-        self._store.write([Row("runs", run_id, None)])
+        try:
+            self._store.write([Row("runs", run_id, None)])
+        except CheckpointError as error:  # a new server makes its adapter when it is asked for
+            logger.error("%s", error)
 
     def way_back(self, run_id: str) -> str:
         """What its user can do now."""
         run = self._runs.get(run_id)
         if run is None:
             return "Create the run again."
-        if not run.record.changed:
+        if not run.record.has_gone_on:
             return "The run is as it was before; send it again."
         if run.record.last_state:
             return f"The last saved state of the run is {run.record.last_state}."
@@ -294,16 +249,3 @@ class RunBook:
 
 def _seq(record: FutureRecord) -> int:
     return int(record.request_id.rpartition(":")[2])
-
-
-def _category(error: Exception) -> Category:
-    """Whose fault it is; the SDK tells its user."""
-    if isinstance(error, EngineClosed | CheckpointError):
-        return "server"
-    return "user" if isinstance(error, RequestError | EngineError | ModelError) else "server"
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, AstunerError):
-        return str(error)
-    return f"A bug in the service: {type(error).__name__}: {error}"

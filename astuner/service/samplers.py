@@ -10,6 +10,7 @@ here.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -107,6 +108,10 @@ class SamplerBook:
             folder = parse_path(record.model_path).folder(self._checkpoints.root, save)
             if folder.is_dir():
                 self._shelf.hold(record.weights, record.sampler_id, folder)
+
+    def counts(self) -> Counter[str]:
+        """How many there are, by tenant."""
+        return Counter(record.tenant for record in list(self._records.values()))
 
     def of_session(self, session_id: str) -> list[SamplerRecord]:
         return [r for r in self._records.values() if r.session_id == session_id]

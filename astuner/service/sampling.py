@@ -34,6 +34,8 @@ class _Request:
     spec: SampleSpec
     drawn: dict[int, Drawn] = field(default_factory=dict[int, Drawn])
     scored: Sampled | None = None
+    begun_at: float | None = None
+    """Since when (monotonic) the engine has had a piece of it in hand."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set["asyncio.Task[None]"])
 
     @property
@@ -41,6 +43,7 @@ class _Request:
         return self.scored is not None and len(self.drawn) == self.spec.num_samples
 
 
+UNANSWERED = "The service's engine has not answered for too long. Tell who runs it."
 SCORE = -1
 """The piece of work that is about the prompt."""
 
@@ -91,6 +94,23 @@ class SampleDesk:
         if request is not None:
             self._fail(request, "The request was cancelled by its client.")
 
+    def give_up_unanswered(self, seconds: float, stuck: str) -> None:
+        """Fail requests that the engine has had for longer than this; with `stuck` (what it is
+        at) all that there are."""
+        now = time.monotonic()
+        for request in list(self._requests.values()):
+            since = now - (request.begun_at or now)
+            if stuck or since > seconds:
+                logger.error(
+                    "The engine does not answer: sample request %s (tenant %s), which it has had "
+                    "for %.0f s. %s",
+                    request.record.request_id,
+                    request.sampler.tenant,
+                    since,
+                    stuck,
+                )
+                self._fail(request, UNANSWERED, server=True)
+
     @property
     def busy(self) -> set[str]:
         """Samplers that have something to draw."""
@@ -112,6 +132,7 @@ class SampleDesk:
         task = asyncio.current_task()
         assert task is not None
         request.tasks.add(task)
+        request.begun_at = request.begun_at or time.monotonic()
         try:
             with self._observer.operation("sample", request.sampler.tenant):
                 await self._piece(request, piece)

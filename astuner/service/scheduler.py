@@ -40,9 +40,9 @@ class FairQueue:
         """How much of this tenant's work waits."""
         return self._lengths.get(tenant, 0)
 
-    def lengths(self) -> list[tuple[float, dict[str, str]]]:
+    def lengths(self) -> dict[str, int]:
         """How much waits, for each tenant that has something waiting."""
-        return [(float(n), {"tenant": tenant}) for tenant, n in self._lengths.items()]
+        return dict(self._lengths)
 
     def push(self, work: Work) -> None:
         lanes = self._tenants.setdefault(work.tenant, OrderedDict())
@@ -83,7 +83,7 @@ class Workers:
 
     def __init__(self, slots: int) -> None:
         self.queue = FairQueue()
-        self._slots = slots
+        self.slots = slots
         self._tasks: dict[asyncio.Task[None], Work] = {}
 
     @property
@@ -128,7 +128,7 @@ class Workers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _fill(self) -> None:
-        while len(self._tasks) < self._slots and (work := self.queue.pop()) is not None:
+        while len(self._tasks) < self.slots and (work := self.queue.pop()) is not None:
             task = asyncio.ensure_future(work.run())
             self._tasks[task] = work
             task.add_done_callback(self._done)

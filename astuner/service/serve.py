@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from astuner.algorithm.registry import find_kl, find_loss
@@ -218,12 +219,22 @@ def _keys_file(path: Path) -> dict[str, str]:
 
 
 def limits_of(config: LimitsConfig) -> Limits:
-    """The same, in the service's own units."""
+    """The same, in the service's own units. Raises ConfigError."""
+    if config.max_waiting_mib < 2 * config.max_request_mib:
+        raise ConfigError(
+            f"service.limits.max_waiting_mib is {config.max_waiting_mib}: a request of "
+            f"max_request_mib={config.max_request_mib} would never be let in, as one tenant may "
+            "have half of it. Double it, or lower max_request_mib."
+        )
+    adapters = config.max_adapter_gib or psutil.virtual_memory().total / 2**31
     return Limits(
         max_sessions=config.max_sessions,
         max_runs=config.max_runs,
         max_rank=config.max_rank,
+        max_adapter_bytes=int(adapters * 2**30),
         max_waiting_operations=config.max_waiting_operations,
+        max_waiting_run_bytes=config.max_waiting_run_mib * 2**20,
+        max_waiting_bytes=config.max_waiting_mib * 2**20,
         max_waiting_samples=config.max_waiting_samples,
         max_samples=config.max_samples,
         max_running_samples=config.max_running_samples,
@@ -232,6 +243,8 @@ def limits_of(config: LimitsConfig) -> Limits:
         max_request_bytes=config.max_request_mib * 2**20,
         max_checkpoint_bytes=int(config.max_checkpoint_gib * 2**30),
         session_timeout=config.session_timeout,
+        operation_timeout=config.operation_timeout,
+        stuck_timeout=config.stuck_timeout,
         gap_timeout=config.gap_timeout,
         result_ttl=config.result_ttl,
     )

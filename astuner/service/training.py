@@ -7,7 +7,9 @@ after a crash are not its business.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from astuner.engine.protocol import AdamParams, AdapterHost
-from astuner.errors import RequestError
+from astuner.errors import EngineError, RequestError
 from astuner.service import datums
 from astuner.service.cancelling import undone_if_cancelled
 from astuner.service.checkpoints import CheckpointBook, Export
@@ -31,6 +33,8 @@ from astuner.types import Sample
 
 if TYPE_CHECKING:
     from astuner.service.samplers import SamplerBook
+
+logger = logging.getLogger(__name__)
 
 Done = tuple[Answer, RunRecord]
 _OF_SAMPLER = ("sampler_kl", "logprob_gap")
@@ -48,6 +52,15 @@ class BaseModel:
     tokenizer_id: str | None = None
     """What the SDK's `get_tokenizer` loads."""
     arch: str = ""
+
+    def check_name(self, name: str) -> None:
+        """Raises RequestError (400) for a model that is not served."""
+        if name != self.name:
+            raise RequestError(
+                f"The model {name!r} is not served here; {self.name!r} is.",
+                code="unknown_model",
+                param="base_model",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +109,7 @@ class Trainer:
         """Make its adapter again after a restart, as it was last saved.
 
         Raises RequestError when it had gone on since."""
-        if run.changed:
+        if run.has_gone_on:
             where = (
                 f"its last saved state is {run.last_state}: go on from there with "
                 "create_training_client_from_state_with_optimizer, or load it into this run"
@@ -158,8 +171,11 @@ class Trainer:
 
     async def forward_backward(self, run: RunRecord, request: TrainRequest) -> Done:
         """Logprobs of every target, the loss, and (unless forward only) its gradient."""
-        samples = datums.samples(
-            request, max_context=self._host.max_context, vocab_size=self._base.vocab_size
+        samples = await asyncio.to_thread(
+            datums.samples,
+            request,
+            max_context=self._host.max_context,
+            vocab_size=self._base.vocab_size,
         )
         spec = datums.loss_spec(request)
         if request.forward_only:
@@ -174,14 +190,24 @@ class Trainer:
             if request.loss == "cross_entropy":  # it has no sampler to be compared with
                 measured = {k: v for k, v in measured.items() if k not in _OF_SAMPLER}
             metrics = {"loss:sum": result.loss} | _named(measured)
-            run = replace(run, changed=True, gradient=True)
+            run = replace(run, gradient=True)
         return train_answer([values[1:] for values in logprobs], metrics), run
 
     async def optim_step(self, run: RunRecord, params: AdamParams) -> Done:
         """Apply the gradient."""
         metrics = await self._host.optim_step(run.run_id, params)
-        run = replace(run, changed=True, gradient=False, steps=run.steps + 1)
+        run = replace(run, gradient=False)
+        if not metrics.get("skipped"):  # as it is where there was no gradient
+            run = replace(run, changed=True, steps=run.steps + 1)
         return as_json({"metrics": _named(metrics), "type": "optim_step"}), run
+
+    async def drop_gradient(self, run: RunRecord) -> RunRecord:
+        """After a failure: no step must be of a part of a batch."""
+        try:
+            await self._host.discard(run.run_id)
+        except EngineError as error:
+            logger.debug("no gradient of %s to drop: %s", run.run_id, error)
+        return replace(run, gradient=False)
 
     # ------------------------------------------------------------ keeping
 
@@ -198,7 +224,7 @@ class Trainer:
             last_state=str(path),
             last_save=state.save,
             last_state_optimizer=True,
-            changed=run.gradient,
+            changed=False,
         )
         return as_json({"path": str(path), "type": "save_weights"}), run
 

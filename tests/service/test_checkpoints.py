@@ -32,7 +32,7 @@ def found(folder: Path) -> set[str]:
     record = book.find(PATH, "alice", reading=True)
     book._store.close()  # pyright: ignore[reportPrivateUsage]
     kept = book.folder(record)
-    assert [f for f in kept.parent.iterdir()] == [kept]
+    assert list(kept.parent.iterdir()) == [kept]
     return {(kept / name).read_text() for name in FILES}
 
 
@@ -121,7 +121,7 @@ async def test_a_store_that_is_unsure_loses_neither_save(tmp_path: Path) -> None
         folders = list((tmp_path / "checkpoints").glob("*/*/*"))
         assert len(folders) == 2  # whichever the row names is there
         store.unsure = False
-        await w.service.reap()
+        await w.service.chores.once()
         (left,) = (tmp_path / "checkpoints").glob("*/*/*")
     async with world(tmp_path, store=store) as w:
         (record,) = w.service.checkpoints.of_tenant("alice")
@@ -260,7 +260,7 @@ async def test_a_sampler_that_is_drawing_is_not_closed(tmp_path: Path) -> None:
         w.host.gate.set()
         for future in [made, *futures]:
             await a.done(future)
-        await w.service.reap()
+        await w.service.chores.once()
         detail = await a.refused(410, "POST", "/asample", json=sample_of(first))
         assert "was closed" in detail
 
@@ -275,7 +275,7 @@ async def test_inflight_samplers_share_one_set_of_weights(tmp_path: Path) -> Non
     async with world(tmp_path, max_run_samplers=1) as w:
         run = await w.alice.create(await w.alice.session())
         samplers = [await published(w, run, i + 1, i, kind="inflight") for i in range(5)]
-        await w.service.reap()
+        await w.service.chores.once()
         assert len(w.host.snapshots) == 1
         for sampler in samplers:
             await w.alice.done(await w.alice.sample(sampler))

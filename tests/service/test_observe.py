@@ -99,7 +99,15 @@ async def test_traces_metrics_and_logs_reach_the_collector(
     assert found["astuner.tokens.trained"].sum.data_points[0].as_int == 2
     failures = found["astuner.operation.failures"].sum.data_points
     assert [p.as_int for p in failures] == [1]
-    assert "astuner.queue.operations" in found and "astuner.adapters" in found
+    for name, value in (
+        ("astuner.queue.operations", 0.0),
+        ("astuner.adapters", 1.0),
+        ("astuner.samplers", 1.0),
+        ("astuner.tokens_per_second", 0.6),
+    ):
+        (point,) = found[name].gauge.data_points
+        assert point.as_double == pytest.approx(value), name
+        assert [a.value.string_value for a in point.attributes] == ["alice"]
 
 
 async def test_the_console_shows_the_same(

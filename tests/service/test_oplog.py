@@ -23,12 +23,12 @@ def test_any_order_of_arrival_is_done_in_the_order_of_numbers(
             while (operation := log.take(0.0)) is not None:
                 assert log.take(0.0) is None  # one at a time
                 done.append(operation)
-                log.finish(0.0)
+                log.finish(operation, 0.0)
     while (operation := log.take(0.0)) is not None:
         done.append(operation)
-        log.finish(0.0)
+        log.finish(operation, 0.0)
     assert done == list(range(1, 9))
-    assert (log.next_seq, log.waiting, log.running) == (9, 0, False)
+    assert (log.next_seq, log.waiting, log.in_hand) == (9, 0, None)
 
 
 def test_the_chunks_of_the_sdk_come_last_first() -> None:
@@ -66,8 +66,18 @@ def test_a_number_that_never_comes_is_given_up_with_all_that_wait_behind_it() ->
     assert log.take(0.0) == "a"
     log.add(3, "c", 1.0)
     log.add(5, "e", 1.0)
-    log.finish(10.0)  # stuck from now on
+    log.finish("a", 10.0)  # stuck from now on
     assert log.overdue(60.0, 60.0) == (2, [])
     assert log.overdue(71.0, 60.0) == (2, ["c", "e"])
     log.add(6, "f", 72.0)
     assert log.take(72.0) == "f"
+
+
+def test_what_is_answered_twice_uses_one_number_up() -> None:
+    log: OperationLog[str] = OperationLog()
+    log.add(1, "a", 0.0)
+    log.add(2, "b", 0.0)
+    assert log.take(0.0) == "a"
+    log.finish("a", 0.0)
+    log.finish("a", 0.0)
+    assert (log.next_seq, log.take(0.0), log.all) == (2, "b", ["b"])

@@ -60,7 +60,7 @@ async def test_checkpoints_expire_are_kept_and_deleted(tmp_path: Path) -> None:
             404, "POST", "/weights_info", json={"tinker_path": f"tinker://{run}/weights/short"}
         )
         assert len(list((tmp_path / "checkpoints").glob("*/weights/*"))) == 2
-        await w.service.reap()
+        await w.service.chores.once()
         names = [p.name for p in (tmp_path / "checkpoints").glob("*/weights/*")]
         assert [name.partition("@")[0] for name in names] == ["kept"]
         await a.done(await a.save(run, 4, "short"))  # the name is free again

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from tinker.proto import tinker_public_pb2 as pb
 
@@ -57,6 +58,12 @@ def test_a_file_and_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     }
     limits = limits_of(config.limits)
     assert (limits.max_runs, limits.max_rank) == (3, 16)
+    assert limits.max_adapter_bytes == pytest.approx(psutil.virtual_memory().total / 2, abs=1)
+    config.limits.max_adapter_gib = 1.5
+    assert limits_of(config.limits).max_adapter_bytes == 1.5 * 2**30
+    config.limits.max_waiting_mib = 127
+    with pytest.raises(ConfigError, match="would never be let in"):
+        limits_of(config.limits)
     assert (limits.max_checkpoint_bytes, limits.max_request_bytes) == (2**29, 64 * 2**20)
 
 

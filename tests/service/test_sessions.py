@@ -47,7 +47,7 @@ async def test_a_client_that_vanishes_is_given_up(tmp_path: Path) -> None:
         for _ in range(6):
             await asyncio.sleep(0.05)
             await a.post("/session_heartbeat", {"session_id": alive})
-        await w.service.reap()
+        await w.service.chores.once()
         w.host.gate.set()
         for future in (running, waiting):
             category, error = await a.failure(future)

@@ -407,7 +407,7 @@ async def test_an_answer_too_old_is_given_up(tmp_path: Path) -> None:
         run = await a.create(await a.session())
         future = await a.train(run, 1, [1, 2])
         await a.done(future)
-        await w.service.reap()
+        await w.service.chores.once()
         await a.refused(404, "POST", "/retrieve_future", json=future)
         assert list(store.scan("results")) == [] and list(store.scan("futures")) == []
         detail = await a.refused(
@@ -435,7 +435,7 @@ async def test_a_number_that_never_comes_is_not_waited_for_for_ever(tmp_path: Pa
         run = await a.create(await a.session())
         step = await a.step(run, 2)
         await asyncio.sleep(0.01)
-        await w.service.reap()
+        await w.service.chores.once()
         category, error = await a.failure(step)
         assert category == "user" and "Request 1 of this run did not arrive" in error
         assert w.host.adapters[run].steps == 0

@@ -69,7 +69,7 @@ class UnigramHost:
         self.fail_next: Exception | None = None
         self.streams: list[tuple[str, str]] = []
         """(weights, tenant) of every stream."""
-        self.doing = "idle"
+        self.doing, self.beat_age = "idle", 0.0
         self.running = 0
         self.peak = 0
         self._number = 0
@@ -123,6 +123,14 @@ class UnigramHost:
         found.gradient = np.zeros(VOCAB, np.float32)
         found.steps += 1
         return {"grad_norm": norm, "lr": params.lr}
+
+    def adapter_size(self, lora: LoraSpec) -> int:
+        return lora.rank * VOCAB
+
+    async def discard(self, adapter: str) -> None:
+        if adapter not in self.adapters:
+            raise EngineError(f"There is no adapter {adapter!r}.")
+        self.adapters[adapter].gradient = np.zeros(VOCAB, np.float32)
 
     async def snapshot(self, adapter: str) -> str:
         found = await self._turn("snapshot", adapter)
@@ -224,7 +232,9 @@ class UnigramHost:
 
     def stats(self) -> HostStats:
         held = len(self.adapters), len(self.snapshots)
-        return HostStats(*held, 100, 0, 0, self.running, 0, 0, 0, 0, 0, 0, 0.0, self.doing, 0.0)
+        return HostStats(
+            *held, 100, 0, 0, self.running, 0, 0, 0, 0, 0, 0, 0.0, self.doing, self.beat_age
+        )
 
 
 def log_softmax(values: Floats) -> Floats:

@@ -24,6 +24,7 @@ from astuner.service.store.protocol import Store
 from astuner.service.tenants import Tenants
 from astuner.service.training import BaseModel
 from astuner.service.wire.app import build_app
+from astuner.service.wire.intake import Intake
 from tests.service.unigram import VOCAB, UnigramHost
 
 KEYS = {"alice": "tml-alice-key-1", "bob": "tml-bob-key-22"}
@@ -190,8 +191,11 @@ def logprobs_of(output: pb.ForwardBackwardOutput) -> list[np.ndarray[Any, Any]]:
 class World:
     """A running service and its clients."""
 
-    def __init__(self, service: Service, host: UnigramHost, http: httpx.AsyncClient) -> None:
+    def __init__(
+        self, service: Service, host: UnigramHost, http: httpx.AsyncClient, app: Any
+    ) -> None:
         self.service = service
+        self.intake: Intake = app.app
         self.host = host
         self.alice = Client(http, KEYS["alice"])
         self.bob = Client(http, KEYS["bob"])
@@ -222,9 +226,9 @@ async def world(
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
         await service.start()
         try:
-            yield World(service, host, http)
+            yield World(service, host, http, app)
         finally:
             if close:
                 await service.close()
-            elif service._reaper is not None:  # pyright: ignore[reportPrivateUsage]
-                service._reaper.cancel()  # pyright: ignore[reportPrivateUsage]
+            else:
+                await service.chores.stop()

@@ -137,6 +137,10 @@ class AdapterBank(LoadedModel):
         self.trained[name] = trained
         self.residency.use(trained)
 
+    def adapter_size(self, spec: LoraSpec) -> int:
+        """How many numbers such an adapter has. Changes nothing, so from any thread."""
+        return self._layers.shape(spec).size
+
     def forward(
         self, name: str, samples: Sequence[Sample], temperature: float
     ) -> Steps[tuple[NDArray[np.float32], ...]]:
@@ -181,6 +185,9 @@ class AdapterBank(LoadedModel):
             trained.weights.version += 1
             trained.changed()
         return result
+
+    def discard(self, name: str) -> None:
+        self._adapter(name).learner.discard()
 
     # ------------------------------------------------------------ snapshots and files
 

@@ -143,6 +143,10 @@ class EmbeddedHost(Runtime):
         """See `AdapterHost.create`."""
         await self._run("create", partial(self._bank.create, adapter, lora, seed), adapter)
 
+    def adapter_size(self, lora: LoraSpec) -> int:
+        """See `AdapterHost.adapter_size`; from any thread."""
+        return self._bank.adapter_size(lora)
+
     async def forward(
         self, adapter: str, samples: Sequence[Sample], *, temperature: float = 1.0
     ) -> tuple[NDArray[np.float32], ...]:
@@ -164,6 +168,10 @@ class EmbeddedHost(Runtime):
         return await self._run(
             "optim_step", partial(self._bank.optim_step, adapter, params), adapter
         )
+
+    async def discard(self, adapter: str) -> None:
+        """See `AdapterHost.discard`."""
+        await self._run("discard", partial(self._bank.discard, adapter), adapter)
 
     # ------------------------------------------------------------ snapshots and files
 

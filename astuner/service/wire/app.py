@@ -24,6 +24,7 @@ from astuner.errors import AstunerError, RequestError
 from astuner.service.service import Service
 from astuner.service.tenants import Tenants
 from astuner.service.wire.archives import ArchiveEndpoints
+from astuner.service.wire.intake import Intake
 from astuner.service.wire.rest import RestEndpoints
 from astuner.service.wire.sampling import SamplingEndpoints
 from astuner.service.wire.start import StartEndpoints
@@ -78,19 +79,19 @@ def build_app(service: Service, tenants: Tenants, openai: ASGIApp | None = None)
         Exception: _bug,
     }
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    return Observed(app, service)
+    return Observed(Intake(app, service.limits.max_waiting_bytes), service)
 
 
 class Observed:
     """Gives each request an id and a span, and keeps a bug of ours to its own request."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app = app
+        self.app = app
         self._observer = service.observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         request_id = uuid.uuid4().hex
 
@@ -105,7 +106,7 @@ class Observed:
             f"{scope['method']} {_shape(scope['path'])}", request_id
         ) as seen:
             try:
-                await self._app(scope, receive, sending)
+                await self.app(scope, receive, sending)
             except Exception:  # Starlette has answered; one request's bug is one request's
                 logger.exception("request %s %s", request_id, scope["path"])
             seen["tenant"] = scope.get("state", {}).get("tenant", "")

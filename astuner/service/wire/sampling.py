@@ -32,7 +32,7 @@ class SamplingEndpoints:
 
     async def create_sampler(self, request: Request, tenant: str) -> Response:
         asked = await wire.parse(wire.CreateSampler, request, self._limit)
-        record = self._service.open_sampler(
+        record = self._service.sample_requests.open(
             tenant,
             asked.session_id,
             asked.sampling_session_seq_id,
@@ -55,7 +55,7 @@ class SamplingEndpoints:
     async def sample(self, request: Request, tenant: str) -> Response:
         asked = await wire.parse(wire.Sample, request, self._limit)
         spec = self._spec(asked)
-        record = self._service.sample(
+        record = self._service.sample_requests.sample(
             tenant, asked.sampling_session_id, asked.seq_id, spec, wire.digest(asked)
         )
         ids = [f"{record.request_id}:{i}" for i in range(spec.num_samples)]

@@ -44,9 +44,12 @@ class StartEndpoints:
         yield "POST", "/telemetry", self.telemetry
 
     async def health(self, request: Request, tenant: str) -> Response:
-        """503 once the engine has ended: nothing will be answered before a restart."""
+        """503 once the engine has ended, or has stopped moving: nothing will be answered before
+        a restart."""
         if self._service.base.host.stats().doing == "closed":
             return JSONResponse({"status": "the engine has ended"}, 503)
+        if stuck := self._service.stuck():
+            return JSONResponse({"status": stuck}, 503)
         return JSONResponse({"status": "ok"})
 
     async def config(self, request: Request, tenant: str) -> Response:

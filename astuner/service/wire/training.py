@@ -11,9 +11,11 @@ from starlette.responses import JSONResponse, Response
 
 from astuner.errors import RequestError
 from astuner.service import training
+from astuner.service.datums import TrainRequest
 from astuner.service.protobuf import parse_train_request
 from astuner.service.records import Shape
-from astuner.service.service import NewRun, Service
+from astuner.service.run_requests import NewRun
+from astuner.service.service import Service
 from astuner.service.training import Save
 from astuner.service.wire import requests as wire
 
@@ -23,6 +25,7 @@ class TrainingEndpoints:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._requests = service.run_requests
         self._limit = service.limits.max_request_bytes
 
     def routes(self) -> Iterator[tuple[str, str, Any]]:
@@ -49,7 +52,7 @@ class TrainingEndpoints:
         lora = asked.lora_config or wire.Lora(rank=32)
         shape = Shape(lora.rank, lora.train_mlp, lora.train_attn, lora.train_unembed)
         wish = NewRun(asked.base_model, shape, lora.seed, asked.user_metadata)
-        name = self._service.create_run(
+        name = self._requests.create(
             tenant, asked.session_id, asked.model_seq_id, wish, wire.digest(asked)
         )
         return _future(name)
@@ -79,12 +82,12 @@ class TrainingEndpoints:
 
     async def forward_backward(self, request: Request, tenant: str) -> Response:
         body = await wire.read_body(request, self._limit)
-        asked = await asyncio.to_thread(parse_train_request, body)
-        return _future(self._service.forward_backward(tenant, asked), asked.run_id)
+        asked, digest = await asyncio.to_thread(_decoded, body)
+        return _future(self._requests.forward_backward(tenant, asked, digest), asked.run_id)
 
     async def optim_step(self, request: Request, tenant: str) -> Response:
         asked = await wire.parse(wire.OptimStep, request, self._limit)
-        name = self._service.optim_step(
+        name = self._requests.optim_step(
             tenant,
             asked.model_id,
             asked.seq_id,
@@ -96,7 +99,7 @@ class TrainingEndpoints:
     async def save_state(self, request: Request, tenant: str) -> Response:
         asked = await wire.parse(wire.SaveState, request, self._limit)
         save = Save(asked.path, asked.ttl_seconds, asked.overwrite, asked.user_metadata)
-        name = self._service.save_state(
+        name = self._requests.save_state(
             tenant, asked.model_id, asked.seq_id, save, wire.digest(asked)
         )
         return _future(name, asked.model_id)
@@ -108,10 +111,10 @@ class TrainingEndpoints:
         if asked.sampling_session_seq_id is not None and asked.path is None:
             inflight = asked.kind == "inflight"
             number = asked.sampling_session_seq_id
-            name = self._service.open_run_sampler(*ids, number, inflight, digest)
+            name = self._requests.open_sampler(*ids, number, inflight, digest)
         else:
             save = Save(asked.path, asked.ttl_seconds, False, asked.user_metadata)
-            name = self._service.save_for_sampler(*ids, save, digest)
+            name = self._requests.save_for_sampler(*ids, save, digest)
         return _future(name, asked.model_id)
 
     async def load_state(self, request: Request, tenant: str) -> Response:
@@ -119,7 +122,7 @@ class TrainingEndpoints:
         asked = await wire.parse(wire.LoadState, request, self._limit)
         digest = wire.digest(asked)
         if asked.model_id is not None and asked.seq_id is not None:
-            name = self._service.load_state(
+            name = self._requests.load_state(
                 tenant, asked.model_id, asked.seq_id, asked.path, asked.optimizer, digest
             )
             return _future(name, asked.model_id)
@@ -127,7 +130,7 @@ class TrainingEndpoints:
             raise RequestError(
                 "Give model_id and seq_id, or session_id and model_seq_id.", code="missing_id"
             )
-        name = self._service.create_run_from(
+        name = self._requests.create_from(
             tenant,
             asked.session_id,
             asked.model_seq_id,
@@ -161,8 +164,13 @@ class TrainingEndpoints:
 
     async def cancel(self, request: Request, tenant: str) -> Response:
         asked = await wire.parse(wire.Cancel, request, self._limit)
-        self._service.cancel(tenant, asked.request_id)
+        self._service.sample_requests.cancel(tenant, asked.request_id)
         return JSONResponse({})
+
+
+def _decoded(body: bytes) -> tuple[TrainRequest, str]:
+    asked = parse_train_request(body)
+    return asked, asked.digest()
 
 
 def _future(request_id: str, model_id: str | None = None) -> JSONResponse:
