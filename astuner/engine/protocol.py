@@ -204,7 +204,8 @@ class Policy(Protocol):
         self, samples: Sequence[Sample], loss: LossSpec
     ) -> ForwardBackwardResult:
         """Add the gradient of the loss over these samples. Needs `advantages` and
-        `weights` on every sample; raises EngineError on a non-finite loss."""
+        `weights` on every sample; raises EngineError on a non-finite loss. Failed or
+        cancelled on the way, it leaves no gradient: what was there is gone too."""
         ...
 
     async def optim_step(self, params: AdamParams) -> dict[str, float]:

@@ -150,16 +150,9 @@ class AdapterBank(LoadedModel):
     def forward_backward(
         self, name: str, samples: Sequence[Sample], loss: LossSpec
     ) -> Steps[ForwardBackwardResult]:
-        """A failure leaves the adapter without a gradient, rather than with a part of one."""
         trained = self._adapter(name)
-        whole = False
-        try:
-            steps = trained.learner.forward_backward(samples, loss)
-            result = yield from self._steps(trained, steps)
-            whole = True
-        finally:
-            if not whole:
-                trained.learner.discard()
+        steps = trained.learner.forward_backward(samples, loss)
+        result = yield from self._steps(trained, steps)
         self.trained_tokens += int(result.metrics["trained_tokens"])
         return result
 

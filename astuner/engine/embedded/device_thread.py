@@ -2,10 +2,10 @@
 
 It sleeps when there is nothing to do, ticks the sampler while sequences run, and
 runs jobs (training verbs): those of one lane one after the other, lanes taking turns.
-A job that is a generator is advanced one step between two ticks. This is the
-engine's error boundary: what a job raises goes to its caller, what a tick raises
-fails the requests it was for, and the thread lives on. It knows neither models nor
-sequences.
+A job that is a generator is advanced one step at a time. Sampler and jobs share the
+time: after a step the sampler has as long as the step took. This is the engine's
+error boundary: what a job raises goes to its caller, what a tick raises fails the
+requests it was for, and the thread lives on. It knows neither models nor sequences.
 """
 
 from __future__ import annotations
@@ -37,11 +37,21 @@ class Sampler(Protocol):
     def fail_all(self, error: EngineError) -> None: ...
 
 
+class Answer(Future[T]):
+    """A job's future. Cancelling it ends a job that has begun too, before its next step."""
+
+    wanted = True
+
+    def cancel(self) -> bool:
+        self.wanted = False
+        return super().cancel()
+
+
 @dataclass(slots=True)
 class _Job:
     name: str
     verb: Callable[[], Any]
-    future: Future[Any]
+    future: Answer[Any]
     lane: str
     steps: Generator[None, None, Any] | None = None
 
@@ -49,13 +59,16 @@ class _Job:
 class DeviceThread:
     """Runs jobs and ticks until closed. All methods may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.sampler: Sampler | None = None
         """Set by the first job, which builds it."""
         self.doing = "idle"
         """What the thread is at right now, for a watchdog."""
-        self.last_beat = time.monotonic()
+        self.last_beat = clock()
         """When it last turned to something new."""
+        self._owed = 0.0
+        """Seconds that the last step of a job took."""
         self._lock = threading.Lock()
         self._closed = False
         self._posts: deque[Callable[[], None]] = deque()
@@ -65,12 +78,12 @@ class DeviceThread:
         self._thread = threading.Thread(target=self._run, name="astuner-device", daemon=True)
         self._thread.start()
 
-    def submit(self, name: str, verb: Callable[[], T | Steps[T]], lane: str = "") -> Future[T]:
+    def submit(self, name: str, verb: Callable[[], T | Steps[T]], lane: str = "") -> Answer[T]:
         """Queue a job behind the others of its lane; its future gets the result.
 
         Raises EngineClosed.
         """
-        future: Future[T] = Future()
+        future: Answer[T] = Answer()
         with self._lock:
             self._refuse_if_closed()
             self._lanes.setdefault(lane, deque()).append(_Job(name, verb, future, lane))
@@ -78,7 +91,8 @@ class DeviceThread:
         return future
 
     def post(self, action: Callable[[], None]) -> None:
-        """Run something short before the next tick. Raises EngineClosed."""
+        """Run something short of the sampler's before its next tick; should it raise, the
+        sampler fails as if in a tick. Raises EngineClosed."""
         with self._lock:
             self._refuse_if_closed()
             self._posts.append(action)
@@ -110,38 +124,54 @@ class DeviceThread:
         try:
             while not self._closed:
                 self._wake.clear()
-                self._run_posts()
-                ticked = self._tick()
-                if not self._step_job() and not ticked:
+                sampled = self._sample()
+                if not self._step_job() and not sampled:
                     self._beat("idle")
                     self._wake.wait()
         finally:
             self._fail_everything()
 
     def _beat(self, doing: str) -> None:
-        self.doing, self.last_beat = doing, time.monotonic()
+        self.doing, self.last_beat = doing, self._clock()
 
     def _run_posts(self) -> None:
         while self._posts:
-            self._posts.popleft()()
+            self._guarded(self._posts.popleft())
+
+    def _sample(self) -> bool:
+        """Tick while the sampler has work and is owed time, once at least; whether it had."""
+        self._run_posts()
+        begun, ticked = self._clock(), False
+        while self._tick():
+            ticked = True
+            self._run_posts()
+            if self._closed or self._clock() - begun >= self._owed:
+                break
+        return ticked
 
     def _tick(self) -> bool:
-        """One tick of the sampler, if it has work; a failure fails the requests it was for."""
+        """One tick of the sampler, if it has work."""
         if self.sampler is None or not self.sampler.has_work:
             return False
         self._beat("sampling")
-        try:
-            self.sampler.tick()
-        except Exception as error:
-            self.sampler.fail_tick(_as_engine_error("sampling", error))
+        self._guarded(self.sampler.tick)
         return True
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """A failure fails the requests it was for."""
+        try:
+            action()
+        except Exception as error:
+            if self.sampler is not None:
+                self.sampler.fail_tick(_as_engine_error("sampling", error))
 
     def _step_job(self) -> bool:
         """Start or advance the job at hand of the next lane; False if there is none."""
         job = self._take_turn()
+        self._owed = 0.0
         if job is None:
             return False
-        if job.steps is None and not job.future.set_running_or_notify_cancel():
+        if not self._is_wanted(job):
             self._finish(job)
             return True
         self._beat(job.name)
@@ -154,7 +184,17 @@ class DeviceThread:
             if done:
                 self._finish(job)
                 job.future.set_result(result)
+        self._owed = self._clock() - self.last_beat
         return True
+
+    def _is_wanted(self, job: _Job) -> bool:
+        """Whether somebody still waits for it; if not, it is over."""
+        if job.steps is None:
+            return job.future.set_running_or_notify_cancel()
+        if not job.future.wanted:
+            job.steps.close()
+            job.future.set_exception(EngineError(f"{job.name} was given up before its end."))
+        return job.future.wanted
 
     def _take_turn(self) -> _Job | None:
         with self._lock:

@@ -104,17 +104,24 @@ class Learner:
         """Add the gradient of the loss over these samples to what is there.
 
         Raises EngineError, naming the sample, when a sample has no advantages or weights
-        (before anything is computed), or when a loss is not finite (nothing of that
-        micro-batch is kept).
+        (before anything is computed), or when a loss is not finite. A failure on the way,
+        like giving it up, leaves no gradient at all rather than a part of one: what other
+        calls have added since the last step is gone too.
         """
         _check(samples)
         logprobs, means, total_loss = _blank(samples), TokenMeans(), 0.0
         rows = pack(samples, self._budget)
-        for row in rows:
-            loss_value, logprobs_N = self._micro_batch(row, samples, loss, means)
-            total_loss += loss_value
-            _scatter(logprobs_N, row, samples, logprobs)
-            yield
+        whole = False
+        try:
+            for row in rows:
+                loss_value, logprobs_N = self._micro_batch(row, samples, loss, means)
+                total_loss += loss_value
+                _scatter(logprobs_N, row, samples, logprobs)
+                yield
+            whole = True
+        finally:
+            if not whole:
+                self.discard()
         metrics = means.result() | {
             "packed_tokens": float(sum(len(r.ids_T) for r in rows)),
             "sample_tokens": float(sum(len(samples[i].token_ids) for r in rows for i in r.samples)),

@@ -88,11 +88,11 @@ def non_finite(
         sample, value_there = samples[int(inputs.segments[bad])], float(tensor.detach()[bad])
         return EngineError(
             f"The loss is {value}: sample {sample.sample_id!r} (episode {sample.episode_id!r}) "
-            f"has {name} {value_there}. Nothing of its micro-batch was added to the "
-            "gradient; leave the sample out or lower the learning rate."
+            f"has {name} {value_there}. The gradient since the last step was "
+            "dropped; leave the sample out or lower the learning rate."
         )
     names = [sample.sample_id for sample in samples]
     return EngineError(
         f"The loss function {spec.name!r} with {dict(spec.params)} gave {value} from finite "
-        f"inputs, on the samples {names}. Nothing of them was added to the gradient."
+        f"inputs, on the samples {names}. The gradient since the last step was dropped."
     )

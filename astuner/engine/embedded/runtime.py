@@ -154,7 +154,8 @@ class Runtime:
     # ------------------------------------------------------------ verbs
 
     async def _run(self, name: str, verb: Callable[[], T | Steps[T]], lane: str = "") -> T:
-        """Run a verb on the device thread, after the others of its lane."""
+        """Run a verb on the device thread, after the others of its lane. Cancelled, a long one
+        ends before its next step, as if it had failed there."""
         return await asyncio.wrap_future(self._thread.submit(name, verb, lane))
 
 

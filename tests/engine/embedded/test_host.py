@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
@@ -23,6 +24,8 @@ from astuner.engine.protocol import (
     AdapterHost,
     Completion,
     LoraSpec,
+    LossInput,
+    LossOutput,
     LossSpec,
     SamplingParams,
     generate,
@@ -510,3 +513,25 @@ async def test_stats(host: EmbeddedHost) -> None:
     assert (stats.trained_tokens, stats.sampled_tokens) == (trained, 15)
     assert (stats.prefilled_tokens, stats.prefix_hit_tokens) == (39, 4)
     assert stats.queued == 0 and stats.doing in ("idle", "sampling")
+
+
+async def test_training_that_is_given_up_ends_and_leaves_no_gradient(folder: Path) -> None:
+    begun, go, calls = threading.Event(), threading.Event(), []
+
+    def slow(inputs: LossInput) -> LossOutput:
+        calls.append(inputs.num_segments)
+        begun.set()
+        assert go.wait(20)
+        return policy_gradient(inputs)
+
+    host = open_host(folder, losses={"pg": slow}.__getitem__)
+    await host.create("a", LORA)
+    training = asyncio.create_task(host.forward_backward("a", group(), PG))
+    assert await asyncio.to_thread(begun.wait, 20)
+    training.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await training
+    go.set()
+    assert (await host.optim_step("a", STEP))["skipped"] == 1
+    assert len(calls) == 1
+    host.close()
