@@ -22,9 +22,13 @@ class Chores:
 
     def __init__(self, chores: Mapping[str, Chore], seconds: float) -> None:
         """`seconds` between two times of each."""
-        self._chores = chores
+        self._chores = dict(chores)
         self._seconds = seconds
         self._tasks: list[asyncio.Task[None]] = []
+
+    def add(self, name: str, chore: Chore) -> None:
+        """One more; before `start`."""
+        self._chores[name] = chore
 
     def start(self) -> None:
         self._tasks = [

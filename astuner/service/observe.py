@@ -29,8 +29,9 @@ class Observer:
     """Sees nothing."""
 
     @contextmanager
-    def request(self, name: str, request_id: str) -> Generator[dict[str, Any]]:
-        """One HTTP request; what is put into the mapping becomes attributes."""
+    def request(self, method: str, request_id: str) -> Generator[dict[str, Any]]:
+        """One HTTP request; what is put into the mapping becomes attributes: `http.route`, a
+        route's template (never a path from outside, of which there is no end), names it."""
         yield {}
 
     @contextmanager
@@ -81,13 +82,15 @@ class Telemetry(Observer):
         """When, whose and how many tokens were sampled."""
 
     @contextmanager
-    def request(self, name: str, request_id: str) -> Generator[dict[str, Any]]:
+    def request(self, method: str, request_id: str) -> Generator[dict[str, Any]]:
         seen: dict[str, Any] = {"request.id": request_id}
         started = time.perf_counter()
-        with self._tracer.start_as_current_span(name) as span:
+        with self._tracer.start_as_current_span(method) as span:
             try:
                 yield seen
             finally:
+                name = f"{method} {seen.get('http.route', 'other')}"
+                span.update_name(name)
                 span.set_attributes(seen)
                 labels = {"route": name, "status": str(seen.get("http.response.status_code", ""))}
                 self._requests.record(time.perf_counter() - started, labels)

@@ -8,6 +8,7 @@ those of sample requests.
 
 from __future__ import annotations
 
+import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,14 @@ from astuner.service.tenants import Tenants
 MAX_SERVERS = 32
 """Distinct (tenant, model) pairs that are kept ready."""
 CALL_TIMEOUT = 600.0
+ROUTES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/models",
+    "/v1/responses",
+)
+"""Those that are measured by name."""
 _CREDENTIALS = (b"authorization", b"api-key", b"x-api-key")
 
 
@@ -69,14 +78,18 @@ class WeightsEngine:
                 service.observer.sampled(self._tenant, tokens, len(prompt_ids))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Ready:
     """A server of `model_tuner` for one tenant and model, and the key of its session."""
 
     server: TunerServer
     key: str
+    model: str
+    tenant: str
     weights: str
     holder: str
+    users: int = 0
+    """Requests at hand."""
 
 
 class OpenAIEndpoints:
@@ -86,6 +99,9 @@ class OpenAIEndpoints:
         self._service = service
         self._tenants = tenants
         self._ready: OrderedDict[tuple[str, str], _Ready] = OrderedDict()
+        self._replaced: list[_Ready] = []
+        """No longer found; closed when nobody uses them any more."""
+        service.chores.add("closing models of the chat endpoints", self.close_old)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -94,14 +110,19 @@ class OpenAIEndpoints:
             if scope["path"].startswith("/v1/models"):
                 await self._models(scope, tenant)(scope, receive, send)
                 return
+            scope["state"]["route"] = scope["path"] if scope["path"] in ROUTES else "/v1"
             body = await self._body(receive)
-            ready = await self._server(tenant, _model_of(body) or self._service.base.name)
+            ready = self._server(tenant, _model_of(body) or self._service.base.name)
         except AstunerError as error:
             status, code = status_of(error)
             payload = error_json(str(error), status, code, getattr(error, "param", None))
             await JSONResponse(payload, status)(scope, receive, send)
             return
-        await ready.server.app(_signed(scope, ready.key), _replayed(body, receive), send)
+        ready.users += 1
+        try:
+            await ready.server.app(_signed(scope, ready.key), _replayed(body, receive), send)
+        finally:
+            ready.users -= 1
 
     def _models(self, scope: Scope, tenant: str) -> JSONResponse:
         """What may be named: the base model, and the tenant's sampler checkpoints."""
@@ -116,19 +137,34 @@ class OpenAIEndpoints:
             raise _no_model(asked)
         return JSONResponse(models[names.index(asked)])
 
-    async def _server(self, tenant: str, model: str) -> _Ready:
+    def _server(self, tenant: str, model: str) -> _Ready:
         checkpoint = self._checkpoint(tenant, model)
         weights = "" if checkpoint is None else checkpoint.weights
         ready = self._ready.get((tenant, model))
         if ready is None or ready.weights != weights:
+            if ready is not None:
+                self._replaced.append(ready)
             ready = self._make(tenant, model, checkpoint)
             self._ready[tenant, model] = ready
         self._ready.move_to_end((tenant, model))
-        while len(self._ready) > MAX_SERVERS:
-            _, old = self._ready.popitem(last=False)
-            old.server.close()
-            await self._service.shelf.let_go(old.weights, old.holder)
         return ready
+
+    async def close_old(self) -> None:
+        """Give back what was replaced, whose checkpoint is gone, or that is one too many."""
+        for pair, ready in list(self._ready.items()):
+            if len(self._ready) > MAX_SERVERS or not self._is_current(ready):
+                self._replaced.append(self._ready.pop(pair))
+        for ready in [r for r in self._replaced if not r.users]:
+            self._replaced.remove(ready)
+            ready.server.close()
+            await self._service.shelf.let_go(ready.weights, ready.holder)
+
+    def _is_current(self, ready: _Ready) -> bool:
+        try:
+            checkpoint = self._checkpoint(ready.tenant, ready.model)
+        except RequestError:
+            return False
+        return ready.weights == ("" if checkpoint is None else checkpoint.weights)
 
     def _checkpoint(self, tenant: str, model: str) -> CheckpointRecord | None:
         """None for the base model. Raises RequestError (404)."""
@@ -139,7 +175,7 @@ class OpenAIEndpoints:
         return self._service.checkpoints.find(parse_path(model), tenant, reading=True)
 
     def _make(self, tenant: str, model: str, checkpoint: CheckpointRecord | None) -> _Ready:
-        weights, holder = "", f"openai:{tenant}:{model}"
+        weights, holder = "", f"openai:{uuid.uuid4().hex}"
         if checkpoint is not None:
             weights = checkpoint.weights
             folder = self._service.checkpoints.folder(checkpoint)
@@ -148,7 +184,8 @@ class OpenAIEndpoints:
         server = TunerServer(engine, self._codec(), model_name=model, call_timeout=CALL_TIMEOUT)
         sampling = SessionSampling(max_tokens=engine.max_context, override=False)
         session = server.open_session(SessionSpec(tenant, sampling=sampling, record=False))
-        return _Ready(server, session.agent("default", "default").api_key, weights, holder)
+        key = session.agent("default", "default").api_key
+        return _Ready(server, key, model, tenant, weights, holder)
 
     def _codec(self) -> ChatCodec:
         if self._service.codec is None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,21 @@ import pytest
 WHY = "redis-server is not installed (Debian: apt-get install redis-server)"
 
 
+@dataclass(frozen=True)
+class Redis:
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def hang(self) -> None:
+        """It keeps its connections and its data, and answers nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
 @contextlib.contextmanager
-def redis_server(folder: Path) -> Iterator[str]:
-    """Its URL."""
+def redis_server(folder: Path) -> Iterator[Redis]:
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip(WHY)
@@ -39,7 +53,7 @@ def redis_server(folder: Path) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         _wait(port)
-        yield f"redis://127.0.0.1:{port}/0"
+        yield Redis(f"redis://127.0.0.1:{port}/0", process)
     finally:
         process.kill()
         process.wait(10)

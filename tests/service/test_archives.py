@@ -55,3 +55,17 @@ async def test_urls_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     async with world(tmp_path) as w:
         url = (await w.alice.get(await saved(w)))["url"]
         assert (await w.http.get(url)).status_code == 404
+
+
+async def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither after a download, nor when the checkpoint goes in the middle of packing."""
+    kept = tmp_path / "tmp"
+    kept.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(kept))
+    async with world(tmp_path / "data") as w:
+        url = (await w.alice.get(await saved(w)))["url"]
+        assert len(await fetch(w.alice, url)) == 2
+        for file in (tmp_path / "data").rglob(archives.FILES[1]):
+            file.unlink()
+        assert (await w.http.get(url)).status_code == 404
+        assert list(kept.iterdir()) == []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,31 @@ def test_without_configuration_nothing_is_seen() -> None:
         seen["a"] = 1
     with pytest.raises(ConfigError, match="none, otlp or console"):
         observer("smoke signals")
+
+
+async def test_paths_of_users_become_no_names_of_measures(tmp_path: Path) -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Noting(Observer):
+        @contextmanager
+        def request(self, method: str, request_id: str) -> Generator[dict[str, Any]]:
+            attributes: dict[str, Any] = {}
+            yield attributes
+            seen.append((method, attributes["http.route"]))
+
+    async with world(tmp_path, observer=Noting()) as w:
+        run = await w.alice.create(await w.alice.session())
+        await w.alice.done(await w.alice.save(run, 1, "step_one"))
+        seen.clear()
+        await w.alice.call("DELETE", f"/training_runs/{run}/checkpoints/weights/step_one")
+        for path in ("/api/v1/made_up", "/abc", "/v1/made_up"):
+            await w.http.get(path)
+        await w.http.request("MADEUP", "/abc")
+    checkpoint = "/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}"
+    assert seen == [
+        ("DELETE", checkpoint),
+        ("GET", "other"),
+        ("GET", "other"),
+        ("GET", "other"),
+        ("other", "other"),
+    ]

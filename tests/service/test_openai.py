@@ -163,3 +163,35 @@ async def test_stop_strings_end_a_sample(tmp_path: Path) -> None:
         for seq, stop, length in ((5, [3], 1), (6, [], 9), (7, None, 9)):
             drawn = await w.alice.done(await w.alice.sample(sampler, seq, max_tokens=9, stop=stop))
             assert len(drawn.sequences[0].tokens) // 4 == length
+
+
+async def test_a_model_that_is_replaced_or_deleted_is_given_back_when_nobody_uses_it(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, codec=LetterCodec()) as w:
+        run = await w.alice.create(await w.alice.session())
+        alice = client_of(w, "alice")
+
+        async def reply(path: str) -> None:
+            await alice.completions.create(model=path, prompt="a", max_tokens=2)
+
+        path = (await w.alice.done(await w.alice.save_sampler(run, 1, "s")))["path"]
+        base = f"/training_runs/{run}/checkpoints/sampler_weights/s"
+        await reply(path)
+        assert len(w.host.snapshots) == 1
+        await w.alice.call("DELETE", base)
+        await w.alice.done(await w.alice.save_sampler(run, 2, "s"))
+        w.host.gate.clear()
+        talking = asyncio.create_task(reply(path))
+        await asyncio.sleep(0.05)
+        assert len(w.host.snapshots) == 2
+        await w.service.chores.once()
+        assert len(w.host.snapshots) == 1  # the old one is gone, the new one at work
+        await w.alice.call("DELETE", base)
+        await w.service.chores.once()
+        assert len(w.host.snapshots) == 1
+        w.host.gate.set()
+        await talking
+        await w.service.chores.once()
+        assert w.host.snapshots == {}
+        assert list((tmp_path / "checkpoints").glob("*/*/*")) == []

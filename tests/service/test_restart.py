@@ -3,10 +3,12 @@ answered how. The first world is left as SIGKILL leaves a process: nothing is ti
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -15,8 +17,9 @@ from astuner.service.store.protocol import Store
 from astuner.service.store.redis import RedisStore
 from astuner.service.store.sqlite import SqliteStore
 from tests.service.redis_server import redis_server
+from tests.service.server import Server, tiny_server
 from tests.service.unigram import UnigramHost
-from tests.service.world import MODEL, World, world
+from tests.service.world import MODEL, Client, World, logprobs_of, world
 
 
 class Disk:
@@ -53,8 +56,8 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path):
     if request.param == "sqlite":
         yield Disk(tmp_path, "sqlite")
     else:
-        with redis_server(tmp_path) as url:
-            yield Disk(tmp_path, "redis", url)
+        with redis_server(tmp_path) as redis:
+            yield Disk(tmp_path, "redis", redis.url)
 
 
 @pytest.fixture
@@ -205,3 +208,71 @@ async def test_a_checkpoint_whose_folder_is_gone_is_gone(quick: Disk) -> None:
     shutil.rmtree(quick.folder / "checkpoints")
     async with quick.server() as w:
         assert (await w.alice.get("/checkpoints"))["checkpoints"] == []
+
+
+async def test_a_redis_that_hangs_loses_no_answer_and_ends_no_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked meanwhile is asked again by the SDK: 408 and 503, never an error for good."""
+    monkeypatch.setattr("astuner.service.store.redis.PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr("astuner.service.store.redis.TIMEOUT_SECONDS", 0.2)
+    with redis_server(tmp_path) as redis:
+        async with world(tmp_path, store=RedisStore(redis.url, "x")) as w:
+            a = w.alice
+            session = await a.session()
+            run = await a.create(session)
+            before = await a.train(run, 1, [1, 2])
+            await a.done(before)
+            redis.hang()
+            body = {"tags": [], "user_metadata": None, "sdk_version": "0"}
+            assert "Redis" in await a.refused(503, "POST", "/create_session", json=body)
+            assert (await a.call("POST", "/retrieve_future", json=before)).status_code == 408
+            meanwhile = await a.train(run, 2, [1, 2])
+            await a.done(meanwhile)
+            redis.go_on()
+            await asyncio.sleep(0.3)
+            for future in (before, meanwhile):
+                assert (await a.done(future)).metrics["loss:sum"] == pytest.approx(np.log(16))
+            await a.session()
+
+
+# ---------------------------------------------------------------- a process
+
+
+def client_of(server: Server) -> Client:
+    http = httpx.AsyncClient(base_url=server.url, timeout=60)
+    return Client(http, server.key, model="tiny")
+
+
+@pytest.mark.timeout(240)
+async def test_a_server_on_redis_is_killed_and_another_goes_on(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    """A real one, with the embedded engine: training goes on with the very same numbers."""
+    ids = [5, 6, 7, 8]
+    with redis_server(tmp_path) as redis:
+        overrides = ["persistence=redis", f"redis_url={redis.url}"]
+        with tiny_server(tiny_model_dir, tmp_path, *overrides) as server:
+            a = client_of(server)
+            session = await a.session()
+            run = await a.create(session)
+            await a.done(await a.train(run, 1, ids))
+            await a.done(await a.step(run, 2))
+            state = (await a.done(await a.save(run, 3, "s")))["path"]
+            weights = (await a.done(await a.save_sampler(run, 4, "s")))["path"]
+            sampler = await a.sampler(session, 0, weights)
+            sample = await a.sample(sampler, seed=3)
+            drawn = (await a.done(sample)).sequences[0]
+            answered = await a.train(run, 5, ids, forward_only=True)
+            expected = logprobs_of(await a.done(answered))[0]
+        with tiny_server(tiny_model_dir, tmp_path, *overrides) as server:
+            a = client_of(server)
+            np.testing.assert_array_equal(logprobs_of(await a.done(answered))[0], expected)
+            assert (await a.done(sample)).sequences[0] == drawn
+            again = await a.done(await a.sample(sampler, 1, seed=3))
+            assert again.sequences[0] == drawn
+            after = logprobs_of(await a.done(await a.train(run, 6, ids)))[0]
+            np.testing.assert_array_equal(after, expected)
+            listed = (await a.get("/checkpoints"))["checkpoints"]
+            assert {c["tinker_path"] for c in listed} == {state, weights}
+            assert (await a.get("/sessions"))["sessions"] == [session]

@@ -24,8 +24,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         yield found
         found.close()
     else:
-        with redis_server(tmp_path) as url:
-            yield RedisStore(url, "test")
+        with redis_server(tmp_path) as redis:
+            yield RedisStore(redis.url, "test")
 
 
 def test_what_is_written_is_read(store: Store) -> None:
@@ -85,8 +85,8 @@ def test_a_redis_that_is_not_there_is_told() -> None:
 
 
 def test_a_redis_that_dies_is_told(tmp_path: Path) -> None:
-    with redis_server(tmp_path) as url:
-        store = RedisStore(url, "x")
+    with redis_server(tmp_path) as redis:
+        store = RedisStore(redis.url, "x")
         store.write([Row("a", "x", b"1")])
     with pytest.raises(CheckpointError, match="Redis"):
         store.write([Row("a", "x", b"2")])

@@ -491,7 +491,7 @@ async def test_a_full_disk_fails_what_must_be_kept_and_nothing_else(tmp_path: Pa
         run, sampler = await a.create(session), await a.sampler(session)
         store.full = True
         body = {"tags": [], "user_metadata": None, "sdk_version": "0"}
-        detail = await a.refused(400, "POST", "/create_session", json=body)
+        detail = await a.refused(503, "POST", "/create_session", json=body)
         assert "the disk is full" in detail
         # Training and sampling go on; their answers are kept in memory.
         trained = await a.train(run, 1, [1, 2])

@@ -34,8 +34,9 @@ MODEL = "unigram"
 class Client:
     """One tenant's HTTP client."""
 
-    def __init__(self, http: httpx.AsyncClient, key: str) -> None:
+    def __init__(self, http: httpx.AsyncClient, key: str, model: str = MODEL) -> None:
         self.http = http
+        self.model = model
         self.headers = {"X-API-Key": key}
 
     async def call(self, method: str, path: str, **more: Any) -> httpx.Response:
@@ -94,7 +95,7 @@ class Client:
             {
                 "session_id": session,
                 "model_seq_id": number,
-                "base_model": MODEL,
+                "base_model": self.model,
                 "lora_config": {"rank": rank, **lora},
             },
         )
@@ -125,7 +126,7 @@ class Client:
 
     async def sampler(self, session: str, number: int = 0, path: str | None = None) -> str:
         body = {"session_id": session, "sampling_session_seq_id": number}
-        body |= {"model_path": path} if path else {"base_model": MODEL}
+        body |= {"model_path": path} if path else {"base_model": self.model}
         return (await self.post("/create_sampling_session", body))["sampling_session_id"]
 
     async def sample(self, sampler: str, seq: int = 0, **more: Any) -> dict[str, Any]:

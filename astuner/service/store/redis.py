@@ -6,14 +6,17 @@ How much survives the death of the Redis server is that server's configuration
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from astuner.errors import CheckpointError, ConfigError, MissingDependency
 from astuner.service.store.protocol import Row
 
-TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 1.0
+PAUSE_SECONDS = 5.0
+"""After a failure nothing is tried for so long: all tenants wait while Redis does not answer."""
 
 
 class RedisStore:
@@ -23,13 +26,19 @@ class RedisStore:
         """Raises MissingDependency, and ConfigError when the server does not answer."""
         try:
             import redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
         except ModuleNotFoundError as error:
             raise MissingDependency("redis", "service-redis", "persistence: redis") from error
         self._errors = (redis.RedisError, OSError)
         self._prefix = prefix
+        self._paused_until = 0.0
         try:
             self._redis: Any = redis.Redis.from_url(
-                url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
+                url,
+                socket_timeout=TIMEOUT_SECONDS,
+                socket_connect_timeout=TIMEOUT_SECONDS,
+                retry=Retry(NoBackoff(), 0),  # its own would make everybody wait for seconds
             )
             self._redis.ping()
         except (*self._errors, ValueError) as error:
@@ -58,7 +67,7 @@ class RedisStore:
                 yield key.decode(), value
 
     def close(self) -> None:
-        with self._told():
+        with suppress(*self._errors):
             self._redis.close()
 
     def _hash(self, table: str) -> str:
@@ -66,10 +75,17 @@ class RedisStore:
 
     @contextmanager
     def _told(self) -> Generator[None]:
+        if time.monotonic() < self._paused_until:
+            raise _failed("it did not answer a moment ago")
         try:
             yield
         except self._errors as error:
-            raise CheckpointError(
-                f"The service's records in Redis cannot be read or written: {error}. Is the Redis "
-                "server up, and has it memory left?"
-            ) from error
+            self._paused_until = time.monotonic() + PAUSE_SECONDS
+            raise _failed(str(error)) from error
+
+
+def _failed(why: str) -> CheckpointError:
+    return CheckpointError(
+        f"The service's records in Redis cannot be read or written: {why}. Is the Redis server up, "
+        "and has it memory left?"
+    )

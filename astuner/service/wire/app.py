@@ -1,8 +1,9 @@
 """The Starlette app: routes, keys, request ids, and errors as the SDK shows them to its user.
 
 Requests that are wrong are 4xx and never 5xx or 408/409, which the SDK would send again
-for minutes; 429 is kept for "not now". Every answer carries an X-Request-Id. A bug of ours
-is a 500 that names it, and touches no other request.
+for minutes; 429 is kept for "not now", and 503 for records that cannot be kept. Every
+answer carries an X-Request-Id. A bug of ours is a 500 that names it, and touches no other
+request.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from astuner.errors import AstunerError, RequestError
+from astuner.errors import AstunerError, CheckpointError, RequestError
 from astuner.service.service import Service
 from astuner.service.tenants import Tenants
 from astuner.service.wire.archives import ArchiveEndpoints
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[Request, str], Awaitable[Response]]
 """Answers the request of a tenant."""
 API = "/api/v1"
+METHODS = ("GET", "POST", "PUT", "DELETE")
 PUBLIC = ("/healthz", ArchiveEndpoints.PUBLIC)
 """Paths that are answered without a key."""
 
@@ -44,6 +46,7 @@ def build_app(service: Service, tenants: Tenants, openai: ASGIApp | None = None)
 
     def route(method: str, path: str, handler: Handler, *, public: bool = False) -> Route:
         async def answer(request: Request) -> Response:
+            request.state.route = f"{API}{path}"
             tenant = "" if public else tenants.find(request.headers.get("x-api-key"))
             request.state.tenant = tenant
             return await handler(request, tenant)
@@ -102,25 +105,21 @@ class Observed:
                 seen["http.response.status_code"] = message["status"]
             await send(message)
 
-        with self._observer.request(
-            f"{scope['method']} {_shape(scope['path'])}", request_id
-        ) as seen:
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        with self._observer.request(method, request_id) as seen:
             try:
                 await self.app(scope, receive, sending)
             except Exception:  # Starlette has answered; one request's bug is one request's
                 logger.exception("request %s %s", request_id, scope["path"])
-            seen["tenant"] = scope.get("state", {}).get("tenant", "")
-
-
-def _shape(path: str) -> str:
-    """The path without what differs between users."""
-    return "/".join(
-        part if part.isidentifier() or len(part) < 4 else "*" for part in path.split("/")
-    )
+            state = scope.get("state", {})
+            seen["tenant"] = state.get("tenant", "")
+            seen["http.route"] = state.get("route", "other")
 
 
 async def _refused(_: Request, error: AstunerError) -> JSONResponse:
     status, code, param = 400, type(error).__name__, None
+    if isinstance(error, CheckpointError):  # the store's trouble, which may pass
+        status = 503
     if isinstance(error, RequestError):
         status, code, param = error.status, error.code or "invalid_request", error.param
     body = {"detail": str(error), "code": code, "param": param}

@@ -16,17 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from astuner.errors import RequestError
 from astuner.service.names import checkpoint_path
 from astuner.service.service import Service
 
 SECONDS = 900.0
+BLOCK = 2**20
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -70,19 +70,39 @@ class ArchiveEndpoints:
         """The tar file."""
         ticket = self._tickets.get(request.path_params["ticket"])
         if ticket is None or ticket.expires_at <= time.time() or not ticket.folder.is_dir():
-            raise RequestError(
-                "This URL has expired. Ask for the checkpoint's archive again.",
-                status=404,
-                code="no_such_archive",
-            )
-        file = await asyncio.to_thread(_packed, ticket)
-        done = BackgroundTask(file.unlink, missing_ok=True)
-        return FileResponse(file, media_type="application/x-tar", background=done)
+            raise _expired()
+        try:
+            file, size = await asyncio.to_thread(_packed, ticket)
+        except FileNotFoundError:  # deleted just now
+            raise _expired() from None
+        length = {"content-length": str(size)}
+        return StreamingResponse(_blocks(file), media_type="application/x-tar", headers=length)
 
 
-def _packed(ticket: _Ticket) -> Path:
-    with tempfile.NamedTemporaryFile(suffix=".tar", delete=False) as file:
+def _expired() -> RequestError:
+    return RequestError(
+        "This URL has expired. Ask for the checkpoint's archive again.",
+        status=404,
+        code="no_such_archive",
+    )
+
+
+def _packed(ticket: _Ticket) -> tuple[IO[bytes], int]:
+    """The tar as a file without a name, which is gone when nobody reads it any more; its size."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by who reads it
+    try:
         with tarfile.open(fileobj=file, mode="w") as tar:
             for name in FILES:
                 tar.add(ticket.folder / name, f"{ticket.name}/{name}")
-        return Path(file.name)
+        size = file.tell()
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file, size
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while block := file.read(BLOCK):
+            yield block

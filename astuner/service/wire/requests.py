@@ -10,6 +10,7 @@ must not, or every newer SDK would be refused. Bodies that do not fit are Reques
 
 from __future__ import annotations
 
+import asyncio
 import json
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ from tinker import types
 from astuner.errors import RequestError
 
 M = TypeVar("M", bound=BaseModel)
+LARGE = 100_000
+"""Bytes of JSON that take a millisecond or more to read."""
 
 
 class CreateSession(types.CreateSessionRequest, extra="ignore"):
@@ -77,10 +80,6 @@ class LoadState(types.LoadWeightsRequest, extra="ignore"):
 
 
 class CreateSampler(types.CreateSamplingSessionRequest, extra="ignore"):
-    pass
-
-
-class JoinSampler(types.JoinSamplingSessionRequest, extra="ignore"):
     pass
 
 
@@ -156,6 +155,20 @@ async def read_body(request: Request, limit: int) -> bytes:
 async def parse(kind: type[M], request: Request, limit: int) -> M:
     """The JSON body as `kind`. Raises RequestError (422) naming the fields at fault."""
     return validate(kind, await read_body(request, limit))
+
+
+async def signed(kind: type[M], request: Request, limit: int) -> tuple[M, str]:
+    """`parse`, and the request's digest: equal for equal requests. Large ones are read on
+    another thread, as others wait meanwhile."""
+    body = await read_body(request, limit)
+    if len(body) > LARGE:
+        return await asyncio.to_thread(_signed, kind, body)
+    return _signed(kind, body)
+
+
+def _signed(kind: type[M], body: bytes) -> tuple[M, str]:
+    asked = validate(kind, body)
+    return asked, digest(asked)
 
 
 def validate(kind: type[M], body: bytes) -> M:

@@ -53,10 +53,10 @@ class SamplingEndpoints:
         )
 
     async def sample(self, request: Request, tenant: str) -> Response:
-        asked = await wire.parse(wire.Sample, request, self._limit)
+        asked, digest = await wire.signed(wire.Sample, request, self._limit)
         spec = self._spec(asked)
         record = self._service.sample_requests.sample(
-            tenant, asked.sampling_session_id, asked.seq_id, spec, wire.digest(asked)
+            tenant, asked.sampling_session_id, asked.seq_id, spec, digest
         )
         ids = [f"{record.request_id}:{i}" for i in range(spec.num_samples)]
         return JSONResponse({"request_id": record.request_id, "sample_sequence_ids": ids})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from astuner.errors import RequestError
+from astuner.errors import CheckpointError, RequestError
 from astuner.service import training
 from astuner.service.datums import TrainRequest
 from astuner.service.protobuf import parse_train_request
@@ -18,6 +19,11 @@ from astuner.service.run_requests import NewRun
 from astuner.service.service import Service
 from astuner.service.training import Save
 from astuner.service.wire import requests as wire
+
+logger = logging.getLogger(__name__)
+
+STORE_SECONDS = 1.0
+"""Between two tries to read an answer that the store does not give; the SDK asks at once."""
 
 
 class TrainingEndpoints:
@@ -42,7 +48,7 @@ class TrainingEndpoints:
     # ------------------------------------------------------------ runs
 
     async def create_model(self, request: Request, tenant: str) -> Response:
-        asked = await wire.parse(wire.CreateModel, request, self._limit)
+        asked, digest = await wire.signed(wire.CreateModel, request, self._limit)
         if asked.optimizer_config.type not in ("adam", "adamw"):
             raise RequestError(
                 f"The optimizer {asked.optimizer_config.type!r} is not offered here; AdamW is.",
@@ -52,9 +58,7 @@ class TrainingEndpoints:
         lora = asked.lora_config or wire.Lora(rank=32)
         shape = Shape(lora.rank, lora.train_mlp, lora.train_attn, lora.train_unembed)
         wish = NewRun(asked.base_model, shape, lora.seed, asked.user_metadata)
-        name = self._requests.create(
-            tenant, asked.session_id, asked.model_seq_id, wish, wire.digest(asked)
-        )
+        name = self._requests.create(tenant, asked.session_id, asked.model_seq_id, wish, digest)
         return _future(name)
 
     async def get_info(self, request: Request, tenant: str) -> Response:
@@ -86,28 +90,25 @@ class TrainingEndpoints:
         return _future(self._requests.forward_backward(tenant, asked, digest), asked.run_id)
 
     async def optim_step(self, request: Request, tenant: str) -> Response:
-        asked = await wire.parse(wire.OptimStep, request, self._limit)
+        asked, digest = await wire.signed(wire.OptimStep, request, self._limit)
         name = self._requests.optim_step(
             tenant,
             asked.model_id,
             asked.seq_id,
             training.adam(asked.optim_params.model_dump()),
-            wire.digest(asked),
+            digest,
         )
         return _future(name, asked.model_id)
 
     async def save_state(self, request: Request, tenant: str) -> Response:
-        asked = await wire.parse(wire.SaveState, request, self._limit)
+        asked, digest = await wire.signed(wire.SaveState, request, self._limit)
         save = Save(asked.path, asked.ttl_seconds, asked.overwrite, asked.user_metadata)
-        name = self._requests.save_state(
-            tenant, asked.model_id, asked.seq_id, save, wire.digest(asked)
-        )
+        name = self._requests.save_state(tenant, asked.model_id, asked.seq_id, save, digest)
         return _future(name, asked.model_id)
 
     async def save_for_sampler(self, request: Request, tenant: str) -> Response:
-        asked = await wire.parse(wire.SaveForSampler, request, self._limit)
+        asked, digest = await wire.signed(wire.SaveForSampler, request, self._limit)
         ids = (tenant, asked.model_id, asked.seq_id)
-        digest = wire.digest(asked)
         if asked.sampling_session_seq_id is not None and asked.path is None:
             inflight = asked.kind == "inflight"
             number = asked.sampling_session_seq_id
@@ -119,8 +120,7 @@ class TrainingEndpoints:
 
     async def load_state(self, request: Request, tenant: str) -> Response:
         """Into a run that exists, or into a new one ("create via load")."""
-        asked = await wire.parse(wire.LoadState, request, self._limit)
-        digest = wire.digest(asked)
+        asked, digest = await wire.signed(wire.LoadState, request, self._limit)
         if asked.model_id is not None and asked.seq_id is not None:
             name = self._requests.load_state(
                 tenant, asked.model_id, asked.seq_id, asked.path, asked.optimizer, digest
@@ -149,8 +149,7 @@ class TrainingEndpoints:
         futures = self._service.futures
         record = await futures.wait(asked.request_id, tenant, self._service.limits.poll_seconds)
         if record.status == "pending":
-            body = {"type": "try_again", "request_id": record.request_id, "queue_state": "active"}
-            return JSONResponse(body, 408)
+            return _not_yet(record.request_id)
         if record.status == "lost":
             raise RequestError(
                 "The server was stopped before this was drawn. Send the request again.",
@@ -159,13 +158,23 @@ class TrainingEndpoints:
             )
         if record.status == "failed":
             return JSONResponse({"error": record.error, "category": record.category})
-        answer = futures.answer(record)
+        try:
+            answer = futures.answer(record)
+        except CheckpointError as error:  # it is there, and can be had when the store is back
+            logger.error("%s", error)
+            await asyncio.sleep(min(STORE_SECONDS, self._service.limits.poll_seconds))
+            return _not_yet(record.request_id)
         return Response(answer.body, media_type=answer.content_type)
 
     async def cancel(self, request: Request, tenant: str) -> Response:
         asked = await wire.parse(wire.Cancel, request, self._limit)
         self._service.sample_requests.cancel(tenant, asked.request_id)
         return JSONResponse({})
+
+
+def _not_yet(request_id: str) -> JSONResponse:
+    body = {"type": "try_again", "request_id": request_id, "queue_state": "active"}
+    return JSONResponse(body, 408)
 
 
 def _decoded(body: bytes) -> tuple[TrainRequest, str]:
