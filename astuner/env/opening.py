@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from astuner.config.schema import AstunerConfig
+from astuner.config.schema import AstunerConfig, EnvConfig
 from astuner.env.local import LocalEnvs
 from astuner.env.pool import EnvPool, PoolSettings
 from astuner.env.protocol import EnvClient
@@ -79,6 +79,7 @@ def environment_service(config: AstunerConfig) -> Generator[None]:
             start_timeout=env.start_timeout,
             step_timeout=env.step_timeout,
             create_timeout=env.create_timeout,
+            max_instances=env.max_instances,
         ) as service,
         _pointed(config, service.url, listed.env_url or service.url),
     ):
@@ -89,13 +90,13 @@ def environment_service(config: AstunerConfig) -> Generator[None]:
 def _pointed(config: AstunerConfig, url: str, list_url: str) -> Generator[None]:
     """The configuration as processes of the run need it: a service that runs, not one to start."""
     env, listed = config.env, config.task_reader.env_service
-    before = env.type, env.service, env.url
+    before = env.type, env.service, env.url, env.start_timeout
     listed_before = listed.env_url, listed.env_type
     env.type = env.type or env.service
-    env.service, env.url = "", url
+    env.service, env.url, env.start_timeout = "", url, EnvConfig.start_timeout
     listed.env_url, listed.env_type = list_url, listed.env_type or env.type
     try:
         yield
     finally:
-        env.type, env.service, env.url = before
+        env.type, env.service, env.url, env.start_timeout = before
         listed.env_url, listed.env_type = listed_before

@@ -1,13 +1,15 @@
 """An environment service as a child process, owned by its pid.
 
-The child is `python -m astuner env serve ... --port 0 --with-parent`: it says where it listens
-in its first line and ends when its standard input closes, so also when this process is
-killed. It has a process group of its own, which is ended with it (browsers, for one).
+The child is `python -m astuner env serve ... --with-parent`: it says where it listens in its
+first line and ends when its standard input closes, so also when this process is killed. It
+has a process group of its own, which is ended with it (browsers, for one). A service that
+dies is started again at the same address, a few times.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -19,11 +21,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from astuner.errors import EnvError
 
+log = logging.getLogger(__name__)
 STOP_SECONDS = 5.0
 LAST_LINES = 15
+MOST_RESTARTS = 3
+LOOK_SECONDS = 0.2
+"""How often it is looked at whether the service still runs."""
 
 
 class ServiceProcess:
@@ -36,35 +43,33 @@ class ServiceProcess:
         start_timeout: float = 120.0,
         create_timeout: float = 60.0,
         step_timeout: float = 60.0,
+        max_instances: int = 1024,
     ) -> None:
         self.url = ""
+        self.restarts = 0
+        """How often it had to be started again."""
         self._names = list(names)
         self._start_timeout = start_timeout
         self._limits = ["--create-timeout", f"{create_timeout:g}"]
         self._limits += ["--step-timeout", f"{step_timeout:g}"]
+        self._limits += ["--max-instances", str(max_instances)]
         self._process: subprocess.Popen[str] | None = None
         self._log: IO[str] | None = None
+        self._stopping = threading.Event()
+        self._changing = threading.Lock()
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
     def __enter__(self) -> ServiceProcess:
-        command = [sys.executable, "-m", "astuner.cli", "env", "serve", *self._names]
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        self._process = subprocess.Popen(
-            [*command, "--port", "0", "--with-parent", *self._limits],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            start_new_session=True,
-        )
         try:
-            self.url = self._first_line(self._process)
+            self._start(port=0)
         except BaseException:
             self._stop()
             raise
+        threading.Thread(target=self._watch, name="environment service", daemon=True).start()
         return self
 
     def __exit__(
@@ -75,6 +80,39 @@ class ServiceProcess:
     ) -> None:
         self._stop()
 
+    def _start(self, port: int) -> None:
+        command = [sys.executable, "-m", "astuner.cli", "env", "serve", *self._names]
+        self._process = subprocess.Popen(
+            [*command, "--port", str(port), "--with-parent", *self._limits],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            start_new_session=True,
+        )
+        self.url = self._first_line(self._process)
+
+    def _watch(self) -> None:
+        """Start the service again when it has died."""
+        while not self._stopping.wait(LOOK_SECONDS):
+            with self._changing:
+                process = self._process
+                if process is None or (code := exit_code(process.pid)) is None:
+                    continue
+                self.restarts += 1
+                told = f"The environment service ended with exit code {code}; its last lines:\n"
+                log.warning("%s%s", told, self._last_lines())
+                if self.restarts > MOST_RESTARTS:
+                    log.error("It ended too often (%d times) to be started again.", self.restarts)
+                    return
+                _end(process)
+                self._process = None
+                try:
+                    self._start(port=urlsplit(self.url).port or 0)
+                except EnvError as error:
+                    log.error("It could not be started again: %s", error)
+                    return
+
     def _first_line(self, process: subprocess.Popen[str]) -> str:
         told: list[str] = []
 
@@ -84,9 +122,11 @@ class ServiceProcess:
                 if line.startswith("{"):
                     told.append(line)
 
-        threading.Thread(target=read, name="environment service", daemon=True).start()
+        threading.Thread(target=read, name="environment service's lines", daemon=True).start()
         ends = time.monotonic() + self._start_timeout
-        while not told and exit_code(process.pid) is None and time.monotonic() < ends:
+        while not (told or self._stopping.is_set() or time.monotonic() > ends):
+            if exit_code(process.pid) is not None:
+                break
             time.sleep(0.02)
         if told:
             said: dict[str, Any] = json.loads(told[0])
@@ -108,21 +148,26 @@ class ServiceProcess:
         return "\n".join(self._log.read().splitlines()[-LAST_LINES:])
 
     def _stop(self) -> None:
-        process = self._process
-        if process is None:
-            return
-        with suppress(OSError):
-            assert process.stdin is not None
-            process.stdin.close()  # the polite way: it releases its instances and ends
-        ends = time.monotonic() + STOP_SECONDS
-        while exit_code(process.pid) is None and time.monotonic() < ends:
-            time.sleep(0.02)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its own group, which we made
-        process.wait()
-        if self._log is not None:
-            self._log.close()
-        self._process = None
+        self._stopping.set()
+        with self._changing:
+            if self._process is not None:
+                _end(self._process)
+                self._process = None
+            if self._log is not None:
+                self._log.close()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Politely first: it releases its instances and ends when its input closes."""
+    with suppress(OSError):
+        assert process.stdin is not None
+        process.stdin.close()
+    ends = time.monotonic() + STOP_SECONDS
+    while exit_code(process.pid) is None and time.monotonic() < ends:
+        time.sleep(0.02)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # its own group, which we made
+    process.wait()
 
 
 def exit_code(pid: int) -> int | None:

@@ -298,14 +298,19 @@ async def test_a_browser_that_answers_nothing_is_given_up_and_ended(
 
 @chromium
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="ties it to its parent: util-linux")
-async def test_it_ends_with_a_process_that_was_killed() -> None:
+async def test_it_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
     script = (
         "import time\n"
         "from envs.miniwob.test_miniwob import make, processes\n"
         "print(*processes(make('click-test')), flush=True)\n"
         "time.sleep(60)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # a killed process leaves the profile
+    )
     assert parent.stdout is not None
     started = [int(pid) for pid in (await asyncio.to_thread(parent.stdout.readline)).split()]
     assert len(alive(started)) >= 4

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -89,6 +90,39 @@ async def test_a_service_that_dies_fails_the_step_as_unavailable() -> None:
         await envs.aclose()
 
 
+async def test_one_that_dies_is_started_again_at_the_same_address(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with ServiceProcess([COUNTING], max_instances=1) as service:
+        pid, url, envs = service.pid, service.url, HttpEnvs(service.url)
+        assert pid is not None
+        await envs.create(COUNTING, "t", "i", {})
+        with pytest.raises(EnvError, match="There are 1 instances already"):
+            await envs.create(COUNTING, "t", "j", {})
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+        ends = time.monotonic() + LIMIT
+        while True:
+            try:
+                start = await envs.create(COUNTING, "t", "j", {"seed": 3})
+                break
+            except EnvError as error:
+                assert error.cause == "unavailable"
+                assert time.monotonic() < ends
+                await asyncio.sleep(0.05)
+        assert start.observation == "t: at 0 of 2, seed 3"
+        assert (service.url, service.restarts) == (url, 1)
+        with pytest.raises(EnvError) as caught:
+            await envs.step("i", "up")
+        assert caught.value.cause == "gone"
+        again = service.pid
+        assert again not in (None, pid)
+        await envs.aclose()
+    assert again is not None
+    wait_until_gone(again)
+    assert "ended with exit code -9" in caplog.text
+
+
 def test_one_that_cannot_start_says_why() -> None:
     with pytest.raises(EnvError, match="ended with exit code 2") as caught:
         ServiceProcess(["no_such_world"]).__enter__()
@@ -144,7 +178,7 @@ def test_keys_that_belong_together() -> None:
     assert list(environment_problems(config)) == []
     config.env.service, config.env.url = COUNTING, "http://127.0.0.1:1"
     assert [keys for keys, _ in environment_problems(config)] == [("env.service", "env.url")]
-    config.env.service = config.env.url = ""
+    config.env.service, config.env.url = "", ""
     for reader in ("environment", "env_service"):
         config.task_reader.type = reader
         assert [keys for keys, _ in environment_problems(config)] == [("task_reader.type",)]
@@ -173,3 +207,33 @@ def test_answers_are_not_held_back() -> None:
         listener.accept()[0] as connection,
     ):
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
+@pytest.mark.parametrize(
+    ("env", "keys"),
+    [
+        ({}, None),
+        ({"max_instances": 4}, ("env.max_instances",)),
+        ({"params": {"a": 1}, "lease": 9.0}, ("env.params", "env.lease")),
+        ({"type": COUNTING, "max_instances": 4, "params": {"a": 1}}, None),
+        ({"type": COUNTING, "service": COUNTING, "start_timeout": 9.0}, None),
+        ({"type": "toy_text", "service": COUNTING}, ("env.type", "env.service")),
+        ({"type": COUNTING, "start_timeout": 9.0}, ("env.start_timeout",)),
+        ({"url": "http://127.0.0.1:1", "start_timeout": 9.0}, ("env.start_timeout",)),
+    ],
+)
+def test_keys_without_effect_are_told(env: dict[str, Any], keys: tuple[str, ...] | None) -> None:
+    config = AstunerConfig()
+    for key, value in env.items():
+        setattr(config.env, key, value)
+    assert [told for told, _ in environment_problems(config)] == ([keys] if keys else [])
+
+
+def test_a_configuration_that_points_to_its_service_has_no_problem() -> None:
+    """As the processes of a run read it."""
+    config = AstunerConfig()
+    config.env.service, config.env.start_timeout, config.env.max_instances = COUNTING, 60.0, 2000
+    assert list(environment_problems(config)) == []
+    with environment_service(config):
+        assert list(environment_problems(config)) == []
+    assert config.env.start_timeout == 60.0

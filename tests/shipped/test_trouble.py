@@ -4,15 +4,19 @@ and the run goes on without the episode, or stops having lost nothing that was f
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import re
 import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import openai  # noqa: F401  (imported once here, so that no episode's deadline pays for it)
 import pandas as pd
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -22,8 +26,10 @@ from tests.tiny_run import tiny_job
 
 from . import troubled
 from .artefacts import offline_datasets
+from .floor import Floor
 
 HERE = "tests.shipped.troubled"
+FLOOR = "tests.shipped.floor"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -87,6 +93,72 @@ def test_a_judge_in_trouble_is_counted_and_the_run_goes_on(
         f"task_judge.judge_protocol={HERE}->{judge}",
     ]
     check_goes_on(conf, capsys, overrides, kind, says)
+
+
+@pytest.mark.parametrize(
+    ("workflow", "params", "cause", "says"),
+    [
+        ("StepsOnAFloor", "{}", "crashed", ["environment's step raised OSError: the floor gave"]),
+        ("Hangs", "{}", "timeout", ["environment's step took longer than 1 s"]),
+        ("Walks", "{every_second_fails: true}", "crashed", ["could not be made", "no display"]),
+    ],
+)
+def test_an_environment_in_trouble_is_counted_released_and_the_run_goes_on(
+    workflow: str, params: str, cause: str, says: list[str], conf: Path, capsys: Capture
+) -> None:
+    Floor.made, Floor.answer = itertools.count(), threading.Event()
+    overrides = [
+        f"rollout.user_workflow={HERE}->{workflow}",
+        "rollout.max_retries=0",
+        f"env.type={FLOOR}->Floor",
+        f"env.params={params}",
+        "env.step_timeout=1",
+        "rollout.val_kwargs.num_repeat=1",
+    ]
+    code, said = run(conf, capsys, *overrides)
+    Floor.answer.set()
+    assert code == 0, said
+    for words in ["failed (environment)", *says]:
+        assert words in said, f"{words} is not in {said}"
+    facts = summary(conf)
+    assert (facts["steps"], facts["episodes"], facts["episodes_failed"]) == (1, 8, 4)
+    assert facts["tokens_trained"] > 0
+    assert counted(conf, f"env/failed/{cause}")[0] == 4
+    episodes = pd.read_parquet(conf.parent / "runs" / "tiny" / "episodes")
+    train = episodes[episodes.split == "train"].drop_duplicates("episode_id")
+    assert list(train.failure_kind.dropna()) == ["environment"] * 4
+    ends = time.monotonic() + 30
+    while Floor.open_now and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert not Floor.open_now, "every instance was released"
+
+
+def test_an_environment_service_that_is_killed_is_started_again(
+    conf: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+    overrides = [
+        f"rollout.user_workflow={HERE}->Kills",
+        "rollout.max_retries=5",
+        f"env.service={FLOOR}->Floor",
+        f"env.params.killed={killed}",
+    ]
+    code, said = run(conf, capsys, *overrides)
+    assert code == 0, said
+    assert killed.exists()
+    facts = summary(conf)
+    assert (facts["steps"], facts["episodes"], facts["episodes_failed"]) == (1, 8, 0)
+    assert sum(counted(conf, "env/failed/unavailable")) >= 1
+    episodes = pd.read_parquet(conf.parent / "runs" / "tiny" / "episodes")
+    assert max(episodes.attempts) >= 2
+    served = [p for p in psutil.Process().children(recursive=True) if "serve" in p.cmdline()]
+    assert served == []
+
+
+def counted(conf: Path, metric: str) -> list[float]:
+    """What each step's line says of it."""
+    lines = (conf.parent / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
+    return [row[metric] for row in map(json.loads, lines) if metric in row]
 
 
 def check_goes_on(

@@ -1,11 +1,12 @@
-"""Workflows and judges in trouble: the first of two repeats is well, the second is not."""
+"""Workflows, judges and environments in trouble: the first of two repeats is well, the second
+is not."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import openai
 
@@ -88,3 +89,38 @@ class JudgeGivesNan:
 
 def _even(output: WorkflowOutput) -> bool:
     return output.metadata["repeat"] % 2 == 0
+
+
+class Walks(EarlyLetters):
+    """One call and one step, the same in all episodes."""
+
+    action: ClassVar[str] = "walk"
+
+    async def execute(self, workflow_task: WorkflowTask, tuner: ModelTuner) -> WorkflowOutput:
+        output = await super().execute(workflow_task, tuner)
+        await workflow_task.gym_env.reset()
+        await workflow_task.gym_env.step(self.action)
+        return output
+
+
+class Kills(Walks):
+    action: ClassVar[str] = "kill"
+
+
+class StepsOnAFloor(Troubled):
+    """Odd repeats do what the floor does not bear."""
+
+    action: ClassVar[str] = "die"
+
+    async def execute(self, workflow_task: WorkflowTask, tuner: ModelTuner) -> WorkflowOutput:
+        self.env = workflow_task.gym_env
+        return await super().execute(workflow_task, tuner)
+
+    async def trouble(self, output: WorkflowOutput, tuner: ModelTuner) -> Any:
+        await self.env.reset()
+        await self.env.step(self.action)
+        return output
+
+
+class Hangs(StepsOnAFloor):
+    action: ClassVar[str] = "hang"
