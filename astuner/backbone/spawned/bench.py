@@ -1,16 +1,19 @@
 """What plays episodes in one of a trainer's processes: proxy, runner, rollout, and a watchdog.
 
 Several such processes share the run's limits. What is opened is closed by the caller's
-ExitStack. What becomes of the groups is the backbone's.
+ExitStack. The launcher is handed every group; what the trainer gets of it is the backbone's
+affair.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from astuner.backbone.assembly import (
     UserParts,
@@ -20,10 +23,10 @@ from astuner.backbone.assembly import (
     rollout_settings,
     workbench,
 )
-from astuner.backbone.spawned.files import JobFile, sign_of_life
+from astuner.backbone.spawned.files import GroupRecord, JobFile, sign_of_life, spool_group
 from astuner.config.schema import AstunerConfig
 from astuner.engine.protocol import Engine
-from astuner.task_rollout import RolloutSettings, Watchdog
+from astuner.task_rollout import Rollout, RolloutSettings, Watchdog
 from astuner.types import Episode
 
 WATCHDOG_SECONDS = 60.0
@@ -72,6 +75,23 @@ def open_bench(
         Watchdog(lambda: bench.runner.live, lambda: engine.answers, after=WATCHDOG_SECONDS)
     )
     return bench
+
+
+async def hand_over(
+    folder: Path,
+    rollout: Rollout,
+    episodes: Sequence[Episode],
+    *,
+    step: int,
+    split: Literal["train", "validation"],
+    kept: bool = True,
+    name: str = "",
+) -> None:
+    """A group that has ended goes to the launcher; see `GroupRecord`. Raises OSError."""
+    counters = rollout.take_counters()
+    group = episodes[0].group_id
+    record = GroupRecord(step, split, group, tuple(episodes), kept, counters, name)
+    await asyncio.to_thread(spool_group, folder, record)
 
 
 def share(whole: RolloutSettings, processes: int) -> RolloutSettings:

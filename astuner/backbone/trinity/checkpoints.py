@@ -17,7 +17,7 @@ from astuner.backbone.trinity.service_child import FOLDER as SERVICE
 from astuner.errors import CheckpointError
 
 SAMPLER = "latest_state_dict_iteration.txt"
-REMOTE = "remote_checkpoint_path.txt"
+REMOTE, REMOTE_SAMPLER = "remote_checkpoint_path.txt", "remote_sampler_path.txt"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -50,7 +50,7 @@ def sampler_path(run_dir: Path, version: int | None = None) -> str | None:
         if version is not None and newest < version:
             return None
         step = newest if version is None else version
-        return (folder / f"global_step_{step}" / "remote_sampler_path.txt").read_text().strip()
+        return (folder / f"global_step_{step}" / REMOTE_SAMPLER).read_text().strip()
     except (OSError, ValueError):
         return None
 
@@ -71,12 +71,12 @@ def rewind(run_dir: Path, step: int, tasks_per_step: int) -> None:
     (folder / SAMPLER).unlink(missing_ok=True)
 
 
-def service_folder(run_dir: Path, path: str) -> Path:
+def service_folder(run_dir: Path, path: str) -> Path | None:
     """Where the run's own service keeps the files of tinker://RUN/KIND/NAME (its own rule:
-    `service.names.CheckpointPath.folder`)."""
+    `service.names.CheckpointPath.folder`, each save in a folder of its own); None if nowhere."""
     run, kind, name = path.removeprefix("tinker://").split("/")
-    root = run_dir / FOLDER / SERVICE / DATA / "checkpoints"
-    return root / run.replace(":", "_") / kind / name
+    root = run_dir / FOLDER / SERVICE / DATA / "checkpoints" / run.replace(":", "_") / kind
+    return max(root.glob(f"{name}@*"), key=lambda save: save.stat().st_mtime, default=None)
 
 
 def export(run_dir: Path) -> Path | None:
@@ -87,10 +87,11 @@ def export(run_dir: Path) -> Path | None:
     if not path:
         return None
     source = service_folder(run_dir, path)
-    missing = [name for name in ADAPTER if not (source / name).is_file()]
-    if missing:
+    missing = [name for name in ADAPTER if source is None or not (source / name).is_file()]
+    if source is None or missing:
         raise CheckpointError(
-            f"The checkpoint {path} of {checkpoint} has no {' and no '.join(missing)} in {source}."
+            f"The checkpoint {path} of {checkpoint} has no {' and no '.join(missing)} among the "
+            f"files of the run's service ({run_dir / FOLDER / SERVICE / DATA})."
         )
     fresh, target = run_dir / f".{MODEL}.tmp", run_dir / MODEL
     shutil.rmtree(fresh, ignore_errors=True)

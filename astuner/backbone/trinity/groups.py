@@ -6,16 +6,12 @@ The rows go back to Trinity, the episodes to the launcher. No Trinity in here: i
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from typing import Literal
-
-from astuner.backbone.spawned.files import STOP, GroupRecord, spool_group
+from astuner.backbone.spawned.bench import hand_over
+from astuner.backbone.spawned.files import STOP
 from astuner.backbone.trinity.experience import Row, group_rows, no_rows, validation_rows
 from astuner.backbone.trinity.opening import Desk
 from astuner.task_rollout import Place
 from astuner.trainer.batch import NO_VARIANCE, why_skipped, with_checked_rewards
-from astuner.types import Episode
 
 
 async def train_rows(desk: Desk, index: int, step: int, place: int) -> list[Row]:
@@ -29,10 +25,11 @@ async def train_rows(desk: Desk, index: int, step: int, place: int) -> list[Row]
     if not await _may_play(desk, step):
         return no_rows(Place(step, place).group_id)
     task = desk.job.tasks.train[index]
-    group = with_checked_rewards(await desk.bench.rollout.group(task, Place(step, place)))
+    rollout = desk.bench.rollout
+    group = with_checked_rewards(await rollout.group(task, Place(step, place)))
     [reason] = why_skipped([group], desk.settings)
     kept = reason in (None, NO_VARIANCE)
-    await _spool(desk, step, "train", group.group_id, group.episodes, kept)
+    await hand_over(desk.folder, rollout, group.episodes, step=step, split="train", kept=kept)
     return group_rows(group, desk.settings.estimator, kept=kept)
 
 
@@ -41,8 +38,9 @@ async def validation_task_rows(desk: Desk, index: int, step: int) -> list[Row]:
     if not await _may_play(desk, step):
         return no_rows("")
     task = desk.job.tasks.validation[index]
-    episodes = await desk.bench.rollout.validate(task, step, index)
-    await _spool(desk, step, "validation", episodes[0].group_id, episodes, True)
+    rollout = desk.bench.rollout
+    episodes = await rollout.validate(task, step, index)
+    await hand_over(desk.folder, rollout, episodes, step=step, split="validation")
     return validation_rows(episodes)
 
 
@@ -52,16 +50,3 @@ async def _may_play(desk: Desk, step: int) -> bool:
     if desk.turns is not None:
         await desk.turns.turn(step, over)
     return not over()
-
-
-async def _spool(
-    desk: Desk,
-    step: int,
-    split: Literal["train", "validation"],
-    group_id: str,
-    episodes: Sequence[Episode],
-    kept: bool,
-) -> None:
-    counters = desk.bench.rollout.take_counters()
-    record = GroupRecord(step, split, group_id, tuple(episodes), kept, counters)
-    await asyncio.to_thread(spool_group, desk.folder, record)

@@ -15,47 +15,40 @@ import json
 import shutil
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from astuner.backbone.assembly import UserParts, user_parts
+from astuner.backbone.assembly import user_parts
 from astuner.backbone.context import RunContext, RunResult
 from astuner.backbone.report import finish
 from astuner.backbone.sinks import open_sinks
 from astuner.backbone.spawned import files
 from astuner.backbone.spawned.batches import BATCHES
-from astuner.backbone.spawned.choices import Device, Facts
 from astuner.backbone.spawned.failing import failure
 from astuner.backbone.spawned.files import JobFile, write_job
-from astuner.backbone.spawned.planning import context_of, shown, tell
+from astuner.backbone.spawned.planning import shown, tell
 from astuner.backbone.spawned.program import Program
 from astuner.backbone.spawned.ray_cluster import authentication, check_address
-from astuner.backbone.spawned.states import state_at
 from astuner.backbone.spawned.supervise import Child
 from astuner.backbone.spawned.watching import watch
 from astuner.backbone.trinity import checkpoints, final
 from astuner.backbone.trinity.accounts import role_file
 from astuner.backbone.trinity.cluster import driver_environment
+from astuner.backbone.trinity.planning import Plan, make_plan, write_tasks
 from astuner.backbone.trinity.progress import TRAINER, Follower
 from astuner.backbone.trinity.requirements import choose_device, need_trinity
-from astuner.backbone.trinity.sections import FOLDER, raw, route, tasks_folder
+from astuner.backbone.trinity.sections import raw, route
 from astuner.backbone.trinity.service_child import RunningService, start_service
 from astuner.backbone.trinity.surplus import Surplus
 from astuner.backbone.trinity.translate import check, to_trinity, warnings
 from astuner.backbone.trinity.workarounds import IN_MEMORY, Breaks
-from astuner.config.schema import AstunerConfig
-from astuner.engine.model_source import resolve_model
 from astuner.errors import AstunerError, BackboneError, CheckpointError, DeadlineExceeded
-from astuner.task_reader import TaskOrder
 from astuner.tracking import EpisodeStore, RunDisplay
-from astuner.trainer import TrainResult, TrainSettings
-from astuner.trainer.checkpoints import Checkpoint, TrainerState, check_resumable
+from astuner.trainer import TrainResult
+from astuner.trainer.checkpoints import TrainerState
 
 TRINITY = Program("trinity", trainer="Trainer.")
 DRIVER = (sys.executable, "-m", "astuner.backbone.trinity.driver")
-SPARE_STEPS = 64
-"""Of tasks beyond the last step: the explorer runs ahead, and may replace groups."""
 
 
 async def run(context: RunContext) -> RunResult:
@@ -70,8 +63,10 @@ async def run(context: RunContext) -> RunResult:
         display.stage("loading workflow and tasks")
         parts = user_parts(context)
         display.stage(f"finding model {config.model.path}")
-        plan = _plan(context, parts, device)
-        _tell(context, plan, display)
+        plan = make_plan(context, parts, device)
+        notes = warnings(config, device)
+        at, resumes = plan.state.step, plan.resumes
+        tell(context, display, notes, step=at, resumes=resumes, changed=plan.changed)
         state = plan.state
         if state.step < plan.settings.total_steps:
             state = await _train(stack, context, plan, display)
@@ -81,87 +76,6 @@ async def run(context: RunContext) -> RunResult:
     saved = checkpoints.newest(plan.run_dir)
     result = TrainResult(state.step, stopped, state.totals, state.evals, saved)
     return finish(context, result, model_dir=model_dir, what="tuned adapter")
-
-
-# ---------------------------------------------------------------- before Trinity is started
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be done, all of it checked."""
-
-    config: AstunerConfig
-    run_dir: Path
-    """Absolute: Trinity's processes have working directories of their own."""
-    parts: UserParts
-    model: Path
-    facts: Facts
-    device: Device
-    order: TaskOrder
-    settings: TrainSettings
-    state: TrainerState
-    """Where the run goes on."""
-    resumes: bool
-    changed: str | None = None
-    """What is different from when the run began."""
-
-    @property
-    def folder(self) -> Path:
-        return self.run_dir / FOLDER
-
-    @property
-    def validations(self) -> int:
-        """Episodes of one validation."""
-        val = self.config.rollout.val_kwargs
-        return len(self.parts.tasks.validation[: val.max_tasks or None]) * val.num_repeat
-
-
-def _plan(context: RunContext, parts: UserParts, device: Device) -> Plan:
-    config, run_dir = context.config, context.run_dir.absolute()
-    model = resolve_model(config.model.path)
-    order = TaskOrder(
-        len(parts.tasks.train),
-        config.data.train_batch_size,
-        config.seed,
-        config.task_reader.shuffle,
-    )
-    settings = TrainSettings.from_config(config, order.steps_per_epoch)
-    found = checkpoints.newest(run_dir) if context.resume else None
-    state = TrainerState(0, settings.seed, settings.config_hash)
-    changed = None
-    if found is not None:
-        state = state_at(run_dir / FOLDER, checkpoints.step_of(found), state)
-        changed = check_resumable(Checkpoint(found, state), settings)
-        state = replace(state, config_hash=settings.config_hash)
-    facts = Facts(str(model), context_of(model), settings.total_steps, bool(parts.tasks.validation))
-    resumes = found is not None
-    return Plan(
-        config, run_dir, parts, model, facts, device, order, settings, state, resumes, changed
-    )
-
-
-def _tell(context: RunContext, plan: Plan, display: RunDisplay) -> None:
-    tell(
-        context,
-        display,
-        warnings(context.config, plan.device),
-        step=plan.state.step,
-        resumes=plan.resumes,
-        changed=plan.changed,
-    )
-
-
-def write_tasks(plan: Plan) -> None:
-    """The tasks in the order in which they are played, as rows that name them."""
-    batches = range(plan.settings.total_steps + SPARE_STEPS)
-    train = [index for step in batches for index in plan.order.indices(step)]
-    most = plan.config.rollout.val_kwargs.max_tasks or None
-    validation = list(range(len(plan.parts.tasks.validation[:most])))
-    for split, indices in (("train", train), ("validation", validation)):
-        folder = tasks_folder(plan.run_dir, split)  # pyright: ignore[reportArgumentType]
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = "".join(json.dumps({"index": index}) + "\n" for index in indices)
-        (folder / "tasks.jsonl").write_text(rows)
 
 
 # ---------------------------------------------------------------- while it runs
@@ -190,6 +104,7 @@ async def _train(
     try:
         await watch(TRINITY, context, child, watched, folder, display)
         check_steps(plan, follower.state.step, stopped=context.stop.is_set())
+        await surplus.settle()
         await child.aclose()
         if access and follower.state.step >= plan.settings.total_steps:
             await _validate_last(plan, follower, access, display)

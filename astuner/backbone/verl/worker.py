@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from astuner.algorithm.assign import credit
 from astuner.backbone.assembly import Workbench
-from astuner.backbone.spawned.files import GroupRecord, JobFile, give_up, spool_group
+from astuner.backbone.spawned.bench import hand_over
+from astuner.backbone.spawned.files import JobFile, give_up
 from astuner.backbone.verl.engine import VerlEngine
 from astuner.backbone.verl.learning import AGGREGATIONS
 from astuner.backbone.verl.outputs import (
@@ -151,7 +152,7 @@ class Worker:
         group = await self._bench.rollout.group(task, Place(step + 1, place))
         group = with_checked_rewards(group)
         dropped = self._why_dropped(group, asked.step)
-        await self._spool(asked, "train", group.group_id, group.episodes, not dropped)
+        await self._hand_over(asked, "train", group.episodes, not dropped)
         self._count_useless(group, dropped)
         if dropped:
             return Outcome([[] for _ in group.episodes], _told(group, dropped))
@@ -212,22 +213,19 @@ class Worker:
             )
         task = self._job.tasks.validation[asked.index]
         episodes = await self._bench.rollout.validate(task, asked.step, asked.index)
-        await self._spool(asked, "validation", episodes[0].group_id, episodes, True)
+        await self._hand_over(asked, "validation", episodes)
         return Outcome([validation_rows(e, version) for e in episodes])
 
-    async def _spool(
+    async def _hand_over(
         self,
         asked: Asked,
         split: Literal["train", "validation"],
-        group_id: str,
         episodes: Sequence[Episode],
-        kept: bool,
+        kept: bool = True,
     ) -> None:
-        counters = self._bench.rollout.take_counters()
-        record = GroupRecord(
-            asked.step, split, group_id, tuple(episodes), kept, counters, asked.uid
-        )
-        await asyncio.to_thread(spool_group, self._folder, record)
+        rollout = self._bench.rollout
+        told: dict[str, Any] = {"step": asked.step, "split": split, "name": asked.uid}
+        await hand_over(self._folder, rollout, episodes, kept=kept, **told)
 
 
 def _told(group: Group, reason: str) -> str:

@@ -26,8 +26,11 @@ from astuner.backbone.spawned.files import (
     write_stage,
 )
 from astuner.backbone.trinity.accounts import note_metrics
-from astuner.backbone.trinity.checkpoints import ADAPTER, job_folder, service_folder
+from astuner.backbone.trinity.checkpoints import ADAPTER, job_folder
+from astuner.backbone.trinity.service_child import DATA
+from astuner.backbone.trinity.service_child import FOLDER as SERVICE
 from astuner.errors import UserCodeError
+from astuner.service.names import parse_path
 from tests.backbone.trinity.made_up import group
 
 BROKEN = """(Explorer pid=7) ERROR Error in Explorer: Traceback (most recent call last):
@@ -84,9 +87,10 @@ class Fake:
             time.sleep(600)
 
     def save(self, step: int) -> None:
-        path = f"tinker://ab:train:0/weights/state-{step}"
+        path = f"tinker://{'0' * 32}:train:0/weights/state-{step}"
         state = job_folder(self.run_dir) / f"global_step_{step}"
-        weights = service_folder(self.run_dir, path)
+        data = self.folder / SERVICE / DATA
+        weights = parse_path(path).folder(data / "checkpoints", "0")
         for folder in (state, weights):
             folder.mkdir(parents=True, exist_ok=True)
         (state / "remote_checkpoint_path.txt").write_text(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,15 @@ def test_the_explorer_goes_on_where_the_trainer_does(tmp_path: Path) -> None:
 
 def test_the_adapter_is_copied_from_the_service(tmp_path: Path) -> None:
     a_run(tmp_path)
-    source = checkpoints.service_folder(tmp_path, PATH)
-    data = tmp_path / "trinity" / "service" / "data"
-    assert source == parse_path(PATH).folder(data / "checkpoints")
+    assert checkpoints.service_folder(tmp_path, PATH) is None
     with pytest.raises(CheckpointError, match=r"has no adapter_config.json and no adapter_model"):
         checkpoints.export(tmp_path)
-    source.mkdir(parents=True)
+    data = tmp_path / "trinity" / "service" / "data"
+    replaced, source = (parse_path(PATH).folder(data / "checkpoints", save) for save in "ba")
+    for age, folder in ((9, replaced), (0, source)):
+        folder.mkdir(parents=True)
+        os.utime(folder, (1e9 - age, 1e9 - age))
+    assert checkpoints.service_folder(tmp_path, PATH) == source
     for name in ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt"):
         (source / name).write_text(name)
     model = checkpoints.export(tmp_path)

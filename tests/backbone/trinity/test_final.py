@@ -35,6 +35,7 @@ async def test_the_last_weights_are_validated_over_the_service(
         assert [e.ok for e in episodes] == [True, True]
         assert {int(v) for e in episodes for c in e.calls for v in c.weight_versions} == {2}
         weights = checkpoints.service_folder(tmp_path, path)
+        assert weights is not None
         assert all((weights / name).is_file() for name in checkpoints.ADAPTER)
     finally:
         service.close()

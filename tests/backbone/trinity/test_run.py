@@ -18,6 +18,7 @@ from astuner.backbone.context import RunContext
 from astuner.backbone.spawned import watching
 from astuner.backbone.trinity import run as trinity_run
 from astuner.backbone.trinity import service_child
+from astuner.backbone.trinity.planning import SPARE_STEPS
 from astuner.config.load import from_python
 from astuner.errors import BackboneError, ConfigError, MissingDependency, UserCodeError
 from astuner.tracking import read_episodes, read_metrics
@@ -96,7 +97,7 @@ def test_what_trinity_is_told_and_what_it_plays(job: Make, tmp_path: Path) -> No
     assert "tml-" not in json.dumps(settings)
     rows = (folder / "tasks" / "train" / "tasks.jsonl").read_text().splitlines()
     played = [json.loads(row)["index"] for row in rows]
-    assert len(played) == 2 * (2 + trinity_run.SPARE_STEPS)
+    assert len(played) == 2 * (2 + SPARE_STEPS)
     assert sorted(played[:4]) == [0, 1, 2, 3]  # an epoch of four tasks is two steps
     validation = (folder / "tasks" / "validation" / "tasks.jsonl").read_text()
     assert [json.loads(row)["index"] for row in validation.splitlines()] == [0, 1]
