@@ -2,7 +2,8 @@
 
 The child is a `guard`, which ends with us and takes everything below it along. Here is
 also how long silence may last: `Silence` measures it on our own clock, from any change
-of what the processes show. What they show, and what their end means, is `run`'s.
+of what the processes show. What they show is the `following`'s, and what their end means
+`watching` and `failing` say.
 """
 
 from __future__ import annotations

@@ -90,6 +90,7 @@ def to_output(row: Row) -> EpisodeOutput:
 
 _opened: dict[Path, asyncio.Task[Worker]] = {}
 _stack = ExitStack()
+"""Never closed: verl just ends the process."""
 
 
 async def _worker(config: Any, client: Any, tokenizer: Any) -> Worker:
@@ -106,9 +107,3 @@ async def _worker(config: Any, client: Any, tokenizer: Any) -> Worker:
 def _tell_failure(task: asyncio.Task[Worker]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         give_up(folder_of_process(), error)
-
-
-def close_worker() -> None:
-    """Stop this process's proxy; verl just ends the process."""
-    _opened.clear()
-    _stack.close()

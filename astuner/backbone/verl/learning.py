@@ -60,7 +60,9 @@ def algorithm(config: AstunerConfig) -> Settings:
 
 def _loss(config: AstunerConfig) -> Settings:
     own = config.trainer_common.algorithm
-    name, low, high = LOSSES.get(own.loss, ("", 0.0, 0.0))
+    if own.loss not in LOSSES:  # refused, unless a raw setting says which, and with what limits
+        return {f"{ACTOR}.policy_loss.loss_mode": ""}
+    name, low, high = LOSSES[own.loss]
     if own.loss not in UNCLIPPED:
         low = low if own.clip_ratio_low < 0 else own.clip_ratio_low
         high = high if own.clip_ratio_high < 0 else own.clip_ratio_high

@@ -22,6 +22,8 @@ from astuner.backbone.verl.reserved import reserved
 from astuner.backbone.verl.sections import (
     ACTOR,
     EMBEDDED,
+    ESTIMATOR,
+    ROLLOUT,
     agent_workers,
     engine_name,
     is_async,
@@ -31,6 +33,10 @@ from astuner.backbone.verl.sections import (
 )
 from astuner.config.keys import full
 from astuner.config.schema import AstunerConfig
+
+OF_EPISODES = "grpo"
+"""The one of verl's estimators that compares episodes, by their last timelines
+(trainer/ppo/v1/utils.py:167)."""
 
 
 def check(config: AstunerConfig, device: Device | None = None) -> None:
@@ -56,6 +62,7 @@ def problems(config: AstunerConfig, device: Device | None = None) -> list[Proble
         _pools,
         _batch,
         _algorithm,
+        _sampling,
         _learning_rate,
         _asynchronous,
         _memory,
@@ -125,6 +132,25 @@ def _algorithm(config: AstunerConfig, device: Device) -> Iterator[Problem]:
             "trainer_common.algorithm.loss",
             f"is {own.loss!r}, which verl's trainer does not have. It has: {', '.join(LOSSES)}.",
         )
+
+
+def _sampling(config: AstunerConfig, device: Device) -> Iterator[Problem]:
+    """As `config.check` wants it of astuner's own keys, in whose place these come."""
+    taken = raw(config)
+    if taken.get(f"{ROLLOUT}.temperature") == 0:
+        yield (
+            f"verl.{ROLLOUT}.temperature",
+            "must be above 0 for training: greedy episodes of one task are all alike.",
+        )
+    for name, whole in (("top_p", (1,)), ("top_k", (0, -1))):
+        value = taken.get(f"{ROLLOUT}.{name}", whole[0])
+        if value not in whole and not config.rollout.allow_biased_sampling:
+            yield (
+                f"verl.{ROLLOUT}.{name}",
+                f"is {value!r}, which cuts the distribution that samples, while the whole one is "
+                "trained. Remove it, or accept the bias with "
+                f"`{full('rollout.allow_biased_sampling')}: true`.",
+            )
 
 
 def _learning_rate(config: AstunerConfig, device: Device) -> Iterator[Problem]:
@@ -209,3 +235,10 @@ def _of_loss(config: AstunerConfig, device: Device) -> Iterator[str]:
             "such cut."
         )
     yield from estimator_of_groups(config)
+    verls = raw(config).get("algorithm.adv_estimator", ESTIMATOR)
+    if verls not in (ESTIMATOR, OF_EPISODES):
+        yield (
+            f"`astuner.verl.algorithm.adv_estimator` = {verls}: verl computes it over timelines, "
+            "so that an episode that falls into several counts as often. Only astuner's own and "
+            f"verl's {OF_EPISODES} count episodes."
+        )

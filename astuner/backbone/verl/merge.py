@@ -60,7 +60,7 @@ def merge(shards: Path, base: Path, to: Path) -> Path:
     dtype = next(model.parameters()).dtype
     try:
         whole = plain_names(joined(_load(shards)), _lora_scale(shards))
-    except (OSError, RuntimeError, EOFError, KeyError, UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, UnpicklingError) as error:
         raise CheckpointError(
             f"The checkpoint {shards} cannot be read: {error}. Resume from an earlier one."
         ) from error

@@ -48,6 +48,10 @@ INSTEAD: Mapping[str, str] = {
     "trainer.checkpoint_callback_class": "checkpoints are kept as `astuner.trainer_common` says",
     "trainer.save_freq": "use `astuner.trainer_common.save_freq` and `.resume_freq`",
     "trainer.max_actor_ckpt_to_keep": "use `astuner.trainer_common.keep_checkpoints`",
+    "trainer.default_hdfs_dir": "checkpoints are resumed from and merged where the run's folder is",
+    "actor_rollout_ref.actor.checkpoint": "checkpoints are whole, and read by astuner",
+    "actor_rollout_ref.actor.strategy": "astuner reads and merges checkpoints of fsdp2",
+    "actor_rollout_ref.ref.strategy": "astuner reads and merges checkpoints of fsdp2",
     "trainer.default_local_dir": "use `astuner.experiment_dir` and `astuner.experiment_name`",
     "trainer.device": "use `astuner.trainer_common.device`",
     "trainer.logger": "verl's metrics are read from its file and go on as verl/NAME to the "

@@ -60,9 +60,12 @@ def longest(config: AstunerConfig) -> int:
 
 
 def agent_workers(config: AstunerConfig, device: Device) -> int:
-    """Processes that run episodes; no more than there are groups, or episodes at once."""
+    """Processes that run episodes; no more than there are groups, or episodes at once, and
+    such that each gets as many groups: a limit is shared out among all of them."""
     most = AGENT_WORKERS * config.trainer_common.nnodes if device == "cuda" else 1
-    return min(most, config.data.train_batch_size, config.rollout.max_env_worker)
+    groups = config.data.train_batch_size
+    most = min(most, groups, config.rollout.max_env_worker)
+    return next(number for number in range(most, 0, -1) if groups % number == 0)
 
 
 # ---------------------------------------------------------------- sections

@@ -7,6 +7,7 @@ one, which verl saves. No method of any trainer is replaced.
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from verl.trainer.main_ppo import TaskRunnerV1  # pyright: ignore[reportMissingI
 
 from astuner.backbone.spawned.files import STOP, Stage, folder_of_process, write_stage
 from astuner.backbone.verl.trainer_stage import stage_of
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 # Ray wraps the class that it is given; the wrapped one cannot be inherited from.
@@ -43,11 +46,20 @@ class WatchedTaskRunner(_Base):
         stopping = False
         while not ended.wait(POLL_SECONDS):
             stage = stage_of(self.trainer)
-            if stage != shown:
-                write_stage(folder, stage)
+            if stage != shown and _shown(folder, stage):
                 shown = stage
             if not stopping and (folder / STOP).exists():
                 stopping = stop_after_step(self.trainer)
+
+
+def _shown(folder: Path, stage: Stage) -> bool:
+    """A folder that cannot be written for a moment must not end the watch."""
+    try:
+        write_stage(folder, stage)
+    except OSError as error:
+        log.warning("Where the trainer is cannot be written: %s", error)
+        return False
+    return True
 
 
 def stop_after_step(trainer: Any) -> bool:

@@ -68,6 +68,6 @@ def _vllm_cpu() -> type:
 if os.environ.get(VARIABLE) == "1":
     try:
         activate()
-    except Exception as error:
+    except Exception as error:  # a boundary: verl swallows whatever comes out of a plugin
         traceback.print_exc()
         sys.exit(f"{VARIABLE}=1, but verl could not be set up for the CPU: {error}")

@@ -42,7 +42,7 @@ async def test_hydra_makes_loops_that_share_a_worker(
         ToolListWrap,
     )
 
-    from astuner.backbone.verl.agent_loop import close_worker
+    from astuner.backbone.verl import agent_loop
     from astuner.backbone.verl.driver import with_loop
 
     ours = verl_loop.our_config(tiny_model_dir)
@@ -74,7 +74,8 @@ async def test_hydra_makes_loops_that_share_a_worker(
         work = (each.run({}, session_id=n, **row) for n, each in enumerate(loops))
         first, failed, third = await asyncio.wait_for(asyncio.gather(*work), 60)
     finally:
-        close_worker()
+        agent_loop._opened.clear()
+        agent_loop._stack.close()
     assert failed == [] and len(third) == 1
     talk, critic = (output.as_dict() for output in first)
     assert talk["prompts"].tolist() == prompt(64) and critic["responses"].tolist() == OK

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,53 +11,40 @@ import pytest
 from astuner.algorithm import AGGREGATIONS, KLS, find_loss
 from astuner.backbone import verl_cpu
 from astuner.backbone.spawned.choices import Device, Facts, wanted_device
-from astuner.backbone.verl import dataset, learning, limits, reserved, sections, translate
+from astuner.backbone.verl import dataset, learning, sections, table, translate
 from astuner.backbone.verl.checkpoints import OnlyWanted
-from astuner.backbone.verl.translate import becomes, overridden, to_verl, warnings
+from astuner.backbone.verl.translate import becomes, overridden, warnings
 from astuner.config.keys import keys
-from astuner.config.load import load_config
-from astuner.config.schema import AstunerConfig
-from astuner.errors import ConfigError
-
-RUN_DIR = Path("/runs/x")
-ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-MODEL, REF = "actor_rollout_ref.model", "actor_rollout_ref.ref"
-OPTIM, LOSS = f"{ACTOR}.optim", "trainer_common.algorithm"
-ASYNC = ("rollout.mode=async", "rollout.max_staleness=2")
-
-
-def config(*overrides: str) -> AstunerConfig:
-    return load_config(None, overrides, backbone="verl").config
-
-
-def told(*overrides: str, device: Device = "cuda", **more: Any) -> dict[str, Any]:
-    return to_verl(config(*overrides), run_dir=RUN_DIR, device=device, **more)
-
-
-def refusal(*overrides: str, device: Device = "cuda") -> str:
-    with pytest.raises(ConfigError) as caught:
-        told(*overrides, device=device)
-    return str(caught.value)
-
+from tests.backbone.verl.told import (
+    ACTOR,
+    ASYNC,
+    LOSS,
+    MODEL,
+    OPTIM,
+    REF,
+    ROLLOUT,
+    config,
+    told,
+)
 
 # ---------------------------------------------------------------- every key is decided
 
 
 def test_every_key_of_the_schema_is_decided_once() -> None:
     def read_here(name: str) -> bool:
-        return any(name == k or (k[-1] == "." and name.startswith(k)) for k in translate.READ_HERE)
+        return any(name == k or (k[-1] == "." and name.startswith(k)) for k in table.READ_HERE)
 
     for name, key in keys().items():
         ways = [
-            name in translate.BECOMES,
+            name in table.BECOMES,
             read_here(name),
             bool(key.backbones) and "verl" not in key.backbones,
             name == "verl",
         ]
         assert sum(ways) == 1, name
         assert (key.backbones == ("debug",)) == name.startswith("debug.")
-    assert set(translate.BECOMES) | set(translate.UNUSED) | set(translate.REMARKS) <= set(keys())
-    assert all(any(n == k or n.startswith(k) for n in keys()) for k in translate.READ_HERE)
+    assert set(table.BECOMES) | set(table.UNUSED) | set(table.REMARKS) <= set(keys())
+    assert all(any(n == k or n.startswith(k) for n in keys()) for k in table.READ_HERE)
 
 
 MODES: list[tuple[tuple[str, ...], Device]] = [
@@ -71,7 +57,7 @@ MODES: list[tuple[tuple[str, ...], Device]] = [
 
 def test_what_explain_says_a_key_becomes_is_really_set_somewhere() -> None:
     everywhere = {key for overrides, device in MODES for key in told(*overrides, device=device)}
-    named = {key for of_key in translate.BECOMES.values() for key in of_key}
+    named = {key for of_key in table.BECOMES.values() for key in of_key}
     assert named <= everywhere
 
 
@@ -389,6 +375,25 @@ def test_table(overrides: tuple[str, ...], device: Device, expected: dict[str, A
     assert {key: settings.get(key, "absent") for key in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("overrides", "device", "workers"),
+    [
+        ((), "cuda", 8),
+        (("data.train_batch_size=10",), "cuda", 5),
+        (("data.train_batch_size=7", "trainer_common.n_gpus_per_node=1"), "cuda", 7),
+        (("data.train_batch_size=16", "rollout.max_env_worker=6"), "cuda", 4),
+        (("data.train_batch_size=32", "trainer_common.nnodes=2", "trainer_common.ray_address=auto"),
+         "cuda", 16),
+        (("data.train_batch_size=11", "trainer_common.n_gpus_per_node=1"), "cuda", 1),
+        ((), "cpu", 1),
+    ],
+)  # fmt: skip
+def test_each_process_gets_as_many_groups(
+    overrides: tuple[str, ...], device: Device, workers: int
+) -> None:
+    assert told(*overrides, device=device)[f"{ROLLOUT}.agent.num_workers"] == workers
+
+
 def test_facts_of_machine_and_data() -> None:
     facts = Facts("/models/x", model_context=1000, total_steps=12, validation=False)
     settings = told("trainer_common.total_steps=7", facts=facts, resume=True)
@@ -444,103 +449,6 @@ def test_the_wanted_device(overrides: tuple[str, ...], device: str) -> None:
 # ---------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize(
-    ("overrides", "device", "message"),
-    [
-        (("model.device=mps",), "cuda", "`astuner.model.device` is 'mps', but verl knows only"),
-        (("model.device=cpu", "trainer_common.device=cuda"), "cuda",
-         "`astuner.model.device` is 'cpu', but `astuner.trainer_common.device` is 'cuda'."),
-        (("rollout.engine=embedded",), "cuda",
-         "`astuner.rollout.engine` is 'embedded', which runs on the CPU only, but the device is "
-         "cuda."),
-        (("rollout.engine=sglang",), "cpu", "is 'sglang', which needs GPUs, but the device is"),
-        (("rollout.tensor_model_parallel_size=3",), "cuda",
-         "is 3, but the inference engines share 8 GPUs"),
-        ((*ASYNC, "rollout.tensor_model_parallel_size=2"), "cuda",
-         "share 1 GPUs (rollout.nnodes * n_gpus_per_node)"),
-        (("model_tuner.port=8000",), "cuda", "but episodes run in 8 processes with a proxy each"),
-        (("trainer_common.mini_batch_num=3",), "cuda", "is 3, which does not divide the 8 groups"),
-        (("trainer_common.mini_batch_num=4", "rollout.num_repeat=2"), "cuda",
-         "`astuner.data.train_batch_size` gives 4 episodes an optimizer step"),
-        ((f"{LOSS}.adv_estimator=reinforce_plus_plus",), "cuda", "which needs the whole batch"),
-        ((f"{LOSS}.adv_estimator=gae",), "cuda", "is 'gae', but must be one of grpo, dr_grpo"),
-        ((f"{LOSS}.loss=cross_entropy",), "cuda",
-         "is 'cross_entropy', which verl's trainer does not have. It has: ppo, gspo, cispo"),
-        (("trainer_common.optim.lr_schedule=linear",), "cuda", "is 'linear', which verl's FSDP"),
-        (("trainer_common.optim.lr_schedule=cosine", "trainer_common.optim.warmup_steps=3"),
-         "cuda", "is 3, but verl's cosine with a warm-up is one step ahead of ours"),
-        ((*ASYNC, "trainer_common.mini_batch_num=2", "trainer_common.optim.warmup_steps=2"),
-         "cuda", "verl moves the learning rate's schedule at every optimizer step"),
-        (("rollout.mode=async",), "cuda", "is 0, which is synchronous"),
-        (("rollout.kv_cache_tokens=100",), "cuda",
-         "is 100, but vllm sizes its cache by `astuner.rollout.gpu_memory_utilization`."),
-    ],
-)  # fmt: skip
-def test_what_verl_cannot_honour_is_refused(
-    overrides: tuple[str, ...], device: Device, message: str
-) -> None:
-    assert message in refusal(*overrides, device=device)
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        ("data.custom_cls.path=mine.py",
-         "is not for setting: tasks, lengths and the batch are `astuner.task_reader` and"),
-        ("data.shuffle=true", "is not for setting: tasks, lengths and the batch"),
-        ("custom_reward_function.path=mine.py", "use `astuner.task_judge` with judge_type"),
-        (f"{ROLLOUT}.agent.default_agent_loop=tool_agent",
-         "is not for setting: episodes are those of your workflow, `astuner.rollout.user_work"),
-        (f"{ROLLOUT}.multi_turn.enable=true", "turns and tools are your workflow's own"),
-        (f"{ROLLOUT}.calculate_log_probs=false", "is False, but has to be True: a token is"),
-        ("algorithm.use_kl_in_reward=true", "Use `astuner.trainer_common.use_kl_loss`."),
-        ("algorithm.filter_groups.enable=true", "algorithm.dynamic_sampling`."),
-        ("trainer.v1.trainer_mode=colocate_async", "use `astuner.rollout.mode`."),
-        ("trainer.logger=[console]", "is not for setting: verl's metrics are read from its"),
-        ("ray_kwargs.ray_init.runtime_env={}",
-         "would replace a whole section of verl's: name the settings below it."),
-        ("trainer.save_freq=10", "use `astuner.trainer_common.save_freq` and `.resume_freq`."),
-        (f"{ROLLOUT}.logprobs_mode=raw_logprobs", "the distribution that tokens were drawn from."),
-        ("trainer=null", "would replace a whole section of verl's"),
-    ],
-)  # fmt: skip
-def test_what_astuner_stands_on_is_not_for_setting(raw: str, message: str) -> None:
-    key = raw.partition("=")[0]
-    assert refusal(f"verl.{raw}").startswith(f"`astuner.verl.{key}` ")
-    assert message in refusal(f"verl.{raw}")
-
-
-def test_next_to_what_is_reserved_all_is_free() -> None:
-    free = ("data.trust_remote_code=true", f"{ROLLOUT}.calculate_log_probs=true")
-    free += ("trainer.nnodes=2", "trainer.logger_x=1", "ray_kwargs.ray_init.num_cpus=4")
-    settings = told(*(f"verl.{one}" for one in free))
-    assert settings["data.trust_remote_code"] is True
-    own = (
-        f"verl.{key}" for key in ("algorithm.use_kl_in_reward=true", "algorithm.adv_estimator=gae")
-    )
-    assert told(*own)["algorithm.use_kl_in_reward"] is True
-
-
-def test_what_is_reserved_and_set_is_set_to_what_is_needed() -> None:
-    """The table is of keys that verl has and we set; a value that is needed is the one set."""
-    settings = told() | told(*ASYNC)
-    for key, (value, _) in reserved.NEEDED.items():
-        assert settings[key] is value
-
-
-def test_all_refusals_come_at_once() -> None:
-    message = refusal("trainer_common.optim.lr_schedule=linear", f"{LOSS}.loss=cross_entropy")
-    assert message.startswith("The configuration has 2 problems:")
-
-
-def test_who_sets_the_verl_key_himself_is_let_through() -> None:
-    raw = f"verl.{OPTIM}.lr_scheduler_type=cosine"
-    settings = told("trainer_common.optim.lr_schedule=linear", raw)
-    assert settings[f"{OPTIM}.lr_scheduler_type"] == "cosine"
-    ours = {*keys(), *(f"verl.{key}" for key in reserved.NEEDED)}
-    assert limits.LIFTED_BY.keys() <= ours
-
-
 def test_the_embedded_engine_reads_its_cache_size() -> None:
     settings = told("rollout.kv_cache_tokens=100", device="cpu")
     assert settings[f"{ROLLOUT}.engine_kwargs.embedded.kv_cache_tokens"] == 100
@@ -581,33 +489,3 @@ def test_explain_says_whether_verl_knows_the_raw_settings() -> None:
         [problem] = told.problems
         assert problem.endswith("Did you mean `astuner.verl.trainer.save_freq`?")
     assert translate.translation(config()).notes == ()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "part"),
-    [
-        (("rollout.max_staleness=2",), "verl takes turns unless `astuner.rollout.mode` is async"),
-        (("trainer_common.use_kl_loss=true", "trainer_common.kl_loss_type=k2"),
-         "in verl's KL term each timeline counts alike"),
-        (("trainer_common.use_kl_loss=true", f"{LOSS}.loss_agg_mode=token-mean"),
-         "verl cuts the estimate at 10 a token"),
-        ((f"{LOSS}.adv_estimator=a.b->c",), "a.b->c is given one group at a time"),
-        (("trainer_common.device=cpu", "model.lora.enable=false"),
-         "verl's trainer runs on the CPU"),
-        (ASYNC, "as one set of weights, rounded to bfloat16"),
-    ],
-)  # fmt: skip
-def test_what_is_a_little_otherwise_is_said(overrides: tuple[str, ...], part: str) -> None:
-    (note,) = warnings(config(*overrides))
-    assert part in note
-
-
-def test_algorithms_by_name() -> None:
-    """AstunerJob's names: all but the one that needs the whole batch."""
-    from astuner.job.job import ALGORITHMS
-
-    for name, values in ALGORITHMS.items():
-        overrides = [f"{LOSS}.{key}={value}" for key, value in values.items()]
-        found = [key for key, _ in limits.problems(config(*overrides), "cuda")]
-        wanted = [f"{LOSS}.adv_estimator"] if name == "reinforce_plus_plus" else []
-        assert found == wanted, name
