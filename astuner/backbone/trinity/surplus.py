@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 SECONDS = 10.0
 SAMPLERS = 8
-"""Versions whose weights stay: an explorer that lags may still sample with them."""
+"""So many stay: an explorer that lags may still sample with them."""
 GONE = 404
 """The service has no such checkpoint, which is what was wished for."""
 
@@ -79,9 +79,9 @@ class Surplus:
             yield self._file(old, REMOTE)
 
     def _samplers(self) -> Iterator[Path]:
-        for old in self._with(REMOTE_SAMPLER):
-            if old <= self._seen - SAMPLERS:
-                yield self._file(old, REMOTE_SAMPLER)
+        upto = [step for step in self._with(REMOTE_SAMPLER) if step <= self._seen]
+        for old in upto[:-SAMPLERS]:  # later ones are of a run that was wound back
+            yield self._file(old, REMOTE_SAMPLER)
 
     def _with(self, name: str) -> list[int]:
         folder = job_folder(self._run_dir)
