@@ -281,6 +281,12 @@ class HostStats:
     """What the device is at: "idle", "sampling", a verb's name, or "closed"."""
     beat_age: float
     """Seconds since it turned to that."""
+    snapshot_bytes: int = 0
+    """Of the snapshots alone, wherever they are."""
+    kv_bytes: int = 0
+    """Memory taken for the keys and values of running sequences."""
+    cache_bytes: int = 0
+    """The same of the prefix cache."""
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from astuner.engine.embedded.model import no_such_function
 from astuner.engine.embedded.runtime import Runtime
+from astuner.engine.embedded.steps import kv_layout
 from astuner.engine.protocol import (
     AdamParams,
     ForwardBackwardResult,
@@ -118,7 +119,8 @@ class EmbeddedHost(Runtime):
         """What is held and done; cheap, from any thread."""
         bank, thread = self._bank, self._thread
         doing = thread.doing if thread.alive else "closed"
-        sampler = self._scheduler.counters.snapshot(0, doing, thread.last_beat)
+        counters, token = self._scheduler.counters, kv_layout(bank).bytes_per_token
+        sampler = counters.snapshot(0, doing, thread.last_beat)
         return HostStats(
             adapters=len(bank.trained),
             snapshots=len(bank.snapshots),
@@ -135,6 +137,9 @@ class EmbeddedHost(Runtime):
             tokens_per_second=sampler.tokens_per_second,
             doing=sampler.doing,
             beat_age=sampler.beat_age,
+            snapshot_bytes=sum(s.nbytes for s in list(bank.snapshots.values())),
+            kv_bytes=counters.pool_tokens * token,
+            cache_bytes=counters.cache_tokens * token,
         )
 
     # ------------------------------------------------------------ training

@@ -96,6 +96,9 @@ class KVPool:
         self._layout = layout
         self._budget = max(budget, 2 * _slot_size(max_context))
         self._shelves: dict[tuple[str, int], Shelf] = {}
+        self._idle = ""
+        """The weights whose last sequence left last. They keep their shelves for the next
+        batch; other weights without a sequence hold no memory."""
 
     def shelves(self, weights: str = "") -> list[Shelf]:
         """Those in use, shortest first: their slots in this order are the decode batch."""
@@ -132,6 +135,10 @@ class KVPool:
             _copy(last.kv, slot.kv, last.length)
             last.index = slot.index
             shelf.slots[last.index] = last
+        if not self.shelves(shelf.weights):
+            if self._idle != shelf.weights and not self.shelves(self._idle):
+                self.forget(self._idle)
+            self._idle = shelf.weights
 
     def make_room(self, slot: Slot) -> None:
         """Make sure one more token fits; moves the sequence to a longer slot if need be.

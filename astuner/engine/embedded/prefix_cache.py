@@ -7,7 +7,8 @@ Nothing here calls the model or knows a request.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,9 @@ from astuner.types import TokenIds
 Owner = tuple[str, str]
 """Whose KV: the name of the weights that computed it, and the tenant it was for."""
 NOBODY: Owner = ("", "")
+UNUSED_S = 600.0
+"""What an owner has not used for so long is forgotten: new weights come with every update,
+and nobody says that the old ones are done with."""
 
 
 @dataclass(eq=False, slots=True)
@@ -37,14 +41,18 @@ class PrefixCache:
     """KV by owner and token prefix: every shared prefix is stored once, the least recently
     used ends, whosever they are, go first when more than `budget` tokens are held."""
 
-    def __init__(self, layout: KVLayout, budget: int) -> None:
+    def __init__(
+        self, layout: KVLayout, budget: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._layout = layout
         self._budget = budget
+        self._now = clock
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
         self._roots: dict[Owner, _Node] = {}
+        self._used_at: dict[Owner, float] = {}
         self._leaves: set[_Node] = set()
         self._clock = 0
         self.tokens = 0
@@ -52,12 +60,22 @@ class PrefixCache:
     def forget(self, weights: str) -> None:
         """Forget what these weights computed, as after a change of them."""
         for owner in [o for o in self._roots if o[0] == weights]:
-            nodes = [self._roots.pop(owner)]
-            while nodes:
-                node = nodes.pop()
-                nodes += node.children.values()
-                self._leaves.discard(node)
-                self.tokens -= len(node.tokens)
+            self._forget(owner)
+
+    def forget_unused(self) -> None:
+        """Forget all of the owners that have not read or kept anything for UNUSED_S."""
+        oldest = self._now() - UNUSED_S
+        for owner in [o for o, at in self._used_at.items() if at < oldest]:
+            self._forget(owner)
+
+    def _forget(self, owner: Owner) -> None:
+        del self._used_at[owner]
+        nodes = [self._roots.pop(owner)]
+        while nodes:
+            node = nodes.pop()
+            nodes += node.children.values()
+            self._leaves.discard(node)
+            self.tokens -= len(node.tokens)
 
     def takes(self, tokens: TokenIds) -> bool:
         """Whether so many tokens can be held at all."""
@@ -72,6 +90,8 @@ class PrefixCache:
         its length."""
         at = 0
         self._clock += 1
+        if owner in self._roots:
+            self._used_at[owner] = self._now()
         for node, n in self._walk(tokens, owner):
             target[..., at : at + n, :] = node.kv[..., :n, :]
             node.last_used = self._clock
@@ -83,6 +103,7 @@ class PrefixCache:
         copied again."""
         self._clock += 1
         node, at = self._roots.get(owner) or self._new_root(owner), 0
+        self._used_at[owner] = self._now()
         for node, n in self._walk(tokens, owner):
             at += n
             if n < len(node.tokens):
@@ -97,7 +118,7 @@ class PrefixCache:
     def _new_root(self, owner: Owner) -> _Node:
         empty = [o for o, root in self._roots.items() if not root.children]
         for other in empty:
-            del self._roots[other]
+            self._forget(other)
         root = _Node(np.zeros(0, np.int32), self._layout.zeros(0), None, 0)
         self._roots[owner] = root
         return root

@@ -4,24 +4,25 @@ A request waits, has all of its prompt but the last token prefilled, and then
 decodes with all others until it stops; the last prompt token is simply the
 first one fed to a decode tick, so a prompt whose KV is held needs no prefill at
 all. Of several waiting requests that share a long prefix, one is prefilled and
-the others wait for its KV. One tick computes under one set of weights; sets take
-turns. Everything runs on the device thread; admission is first come, first served,
-and on CPU a request's result does not depend on it, nor on what was cached, nor on
-whose turn it was, to the last bit.
+the others wait for its KV. One tick computes under one set of weights; tenants take
+turns, and the weights of each. Everything runs on the device thread; a tenant's
+requests are admitted first come, first served, and on CPU a request's result does not
+depend on it, nor on what was cached, nor on whose turn it was, to the last bit.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from astuner.engine.embedded.fairness import Turns, beyond_their_share, fair_order
 from astuner.engine.embedded.kv_cache import KVPool, PoolFull, Slot, whole_blocks
 from astuner.engine.embedded.mailbox import Outbox
 from astuner.engine.embedded.plans import Segment
-from astuner.engine.embedded.prefix_cache import PrefixCache, common_prefix
+from astuner.engine.embedded.prefix_cache import Owner, PrefixCache, common_prefix
 from astuner.engine.embedded.requests import Prefill, Request
 from astuner.engine.embedded.sampling import Draw, Drawn, sample
 from astuner.engine.embedded.stats import Counters
@@ -54,10 +55,11 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._pool = pool
         self._cache = cache
-        self._last_turns: dict[str, int] = {}  # of the weights at work
-        self._ticks = 0
+        self._turns = Turns()
         self._turn: str | None = None
         """The weights that compute right now."""
+        self._placing: Request | None = None
+        """The request for which memory is taken right now."""
         self._live: set[Request] = set()  # all that were not answered to the end
         self._waiting: deque[Request] = deque()
         self._prefilling: list[Prefill] = []
@@ -73,7 +75,7 @@ class Scheduler:
         try:
             self._weights.version_of(request.weights)
         except EngineError as error:  # there are no such weights
-            self._outbox.put(request.mailbox, error)
+            self._end(request, error)
             self._outbox.flush()
             return
         self._live.add(request)
@@ -89,9 +91,10 @@ class Scheduler:
     def tick(self) -> None:
         """Admit; then, for the weights whose turn it is, prefill one row and decode one
         token of every running sequence."""
+        self._cache.forget_unused()
         self._drop_cancelled()
         self._admit()
-        turn = self._next_turn()
+        turn = self._turns.next(self._at_work())
         if any(p.request.weights == turn for p in self._prefilling):
             self._compute(turn, self._prefill_row)
             self._admit()
@@ -100,15 +103,9 @@ class Scheduler:
         self._count()
         self._outbox.flush()
 
-    def _next_turn(self) -> str:
-        """Of the weights with work, those that have waited longest."""
-        self._ticks += 1
-        at_work = [p.request.weights for p in self._prefilling]
-        at_work += [r.weights for r in self._running.values()]
-        self._last_turns = {w: self._last_turns.get(w, self._ticks) for w in at_work}
-        turn = min(at_work, key=lambda w: self._last_turns[w], default="")
-        self._last_turns[turn] = self._ticks
-        return turn
+    def _at_work(self) -> list[Owner]:
+        owners = [p.request.owner for p in self._prefilling]
+        return list(dict.fromkeys(owners + [r.owner for r in self._running.values()]))
 
     def _compute(self, turn: str, part: Callable[[str], None]) -> None:
         self._turn = turn
@@ -116,13 +113,18 @@ class Scheduler:
         self._turn = None
 
     def fail_tick(self, error: EngineError) -> None:
-        """A tick broke off: end the requests of the weights it computed with, or every
-        request if it was not that far."""
+        """A tick broke off: end the request that it took memory for, else those of the weights
+        it computed with, or every request if it was not that far."""
+        placing, self._placing = self._placing, None
         turn, self._turn = self._turn, None
-        if turn is None:
-            self.fail_all(error)
-        else:
+        if placing is not None:
+            self._end(placing, error)
+            self._count()
+            self._outbox.flush()
+        elif turn is not None:
             self.forget(turn, error)
+        else:
+            self.fail_all(error)
 
     def forget(self, weights: str, error: EngineError) -> None:
         """End the requests of these weights with this error, and drop their KV."""
@@ -151,17 +153,39 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Move waiting requests on, in order, as long as there is room."""
-        for request in list(self._waiting):
-            if len(self._running) + len(self._prefilling) >= self._max_num_seqs:
+        held = self._held()
+        self._make_way(held)
+        for request in fair_order(self._waiting, held):
+            if held.total() >= self._max_num_seqs:
                 return
             tokens = request.fed()
-            held = self._cache.match(tokens, request.owner)
-            if self._saves_by_waiting(request, tokens, held):
+            known = self._cache.match(tokens, request.owner)
+            if self._saves_by_waiting(request, tokens, known):
                 continue
-            if not self._has_room(len(tokens), held):
+            if not self._has_room(len(tokens), known):
                 return
             self._waiting.remove(request)
-            self._start(request, tokens, held)
+            held[request.tenant] += 1
+            self._start(request, tokens, known)
+
+    def _held(self) -> Counter[str]:
+        """How many places each tenant has."""
+        held = Counter(request.tenant for request in self._running.values())
+        held.update(item.request.tenant for item in self._prefilling)
+        return held
+
+    def _make_way(self, held: Counter[str]) -> None:
+        """Whoever has more than a fair share of the places, while others wait for theirs,
+        gives up the youngest."""
+        if not self._waiting or held.total() < self._max_num_seqs:
+            return
+        for tenant in beyond_their_share(self._waiting, held, self._max_num_seqs):
+            youngest = next(
+                (s for s in reversed(self._running) if self._running[s].tenant == tenant), None
+            )
+            if youngest is not None:
+                self._preempt(youngest)
+                held[tenant] -= 1
 
     def _saves_by_waiting(self, request: Request, tokens: TokenIds, held: int) -> bool:
         for other in self._prefilling:
@@ -187,6 +211,7 @@ class Scheduler:
         return self._pool.fits([length, *(len(p.tokens) for p in self._prefilling)])
 
     def _start(self, request: Request, tokens: TokenIds, held: int) -> None:
+        self._placing = request
         request.kv_version = self._weights.version_of(request.weights)
         if request.cached is None:
             request.cached = held
@@ -199,6 +224,7 @@ class Scheduler:
             kv = self._layout.zeros(whole_blocks(len(tokens)))
             self._cache.read(tokens, kv, request.owner)
             self._prefilling.append(Prefill(request, tokens, kv, held))
+        self._placing = None
 
     def _drop_cancelled(self) -> None:
         gone = {request for request in self._live if request.mailbox.cancelled}
@@ -248,15 +274,17 @@ class Scheduler:
     def _run(self, item: Prefill) -> None:
         """From prefilled to running; back to waiting if the pool has filled up meanwhile."""
         length = len(item.tokens)
+        self._placing = item.request
         if self._shares_kv(item.request):
             self._cache.insert(item.tokens, item.kv, item.request.owner)
         try:
             slot = self._pool.take(length, item.request.weights)
         except PoolFull:
             self._waiting.appendleft(item.request)
-            return
-        slot.kv[..., :length, :] = item.kv[..., :length, :]
-        self._running[slot] = item.request
+        else:
+            slot.kv[..., :length, :] = item.kv[..., :length, :]
+            self._running[slot] = item.request
+        self._placing = None
 
     # ------------------------------------------------------------ decode
 
@@ -282,14 +310,14 @@ class Scheduler:
                     self._pool.make_room(slot)
                     break
                 except PoolFull:
+                    if len(self._running) == 1:
+                        raise EngineError(
+                            "The KV pool cannot hold a single sequence of this length. "
+                            "Lower rollout.max_model_len."
+                        ) from None
                     self._preempt(next(reversed(self._running)))
 
     def _preempt(self, slot: Slot) -> None:
-        if len(self._running) == 1:
-            raise EngineError(
-                "The KV pool cannot hold a single sequence of this length. "
-                "Lower rollout.max_model_len."
-            )
         self._waiting.appendleft(self._leave(slot))
         self.counters.preempted += 1
 
@@ -299,8 +327,7 @@ class Scheduler:
         if not np.isfinite(logprob):
             del self._running[slot]
             self._pool.release(slot)
-            self._live.discard(request)
-            self._outbox.put(request.mailbox, _not_finite(version))
+            self._end(request, _not_finite(version))
             return
         request.drawn.append(token)
         reason = request.finish_reason(self._max_context)
@@ -318,10 +345,15 @@ class Scheduler:
             self._live.discard(request)
             self._leave(slot)
 
+    def _end(self, request: Request, error: EngineError) -> None:
+        self._live.discard(request)
+        self._outbox.put(request.mailbox, _own_copy(error))
+
     def _count(self) -> None:
         self.counters.waiting = len(self._waiting)
         self.counters.running = len(self._running) + len(self._prefilling)
         self.counters.cache_tokens = self._cache.tokens
+        self.counters.pool_tokens = self._pool.allocated
 
 
 def _own_copy(error: EngineError) -> EngineError:

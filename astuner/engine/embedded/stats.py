@@ -26,7 +26,8 @@ class EngineStats:
     running: int
     waiting: int
     preempted: int
-    """Times a running sequence had to make way because the KV pool was full."""
+    """Times a running sequence had to make way, for want of KV memory or for a tenant that had
+    less than its share of places."""
     cache_tokens: int
     """Tokens in the prefix cache."""
     tokens_per_second: float
@@ -50,6 +51,8 @@ class Counters:
     running: int = 0
     waiting: int = 0
     cache_tokens: int = 0
+    pool_tokens: int = 0
+    """Tokens of memory taken for running sequences, used or not."""
     _recent: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
 
     def sampled(self, tokens: int) -> None:

@@ -19,6 +19,7 @@ from peft import PeftModel
 
 from astuner.engine.embedded.host import EmbeddedHost
 from astuner.engine.embedded.model import EmbeddedModel
+from astuner.engine.embedded.steps import kv_layout
 from astuner.engine.protocol import (
     AdamParams,
     AdapterHost,
@@ -535,3 +536,20 @@ async def test_training_that_is_given_up_ends_and_leaves_no_gradient(folder: Pat
     assert (await host.optim_step("a", STEP))["skipped"] == 1
     assert len(calls) == 1
     host.close()
+
+
+async def test_memory_of_what_was_sampled_does_not_grow_with_the_snapshots(
+    host: EmbeddedHost,
+) -> None:
+    await host.create("a", LORA)
+    token = kv_layout(host._bank).bytes_per_token
+    taken: list[int] = []
+    for _ in range(20):
+        await step(host, "a", group())
+        snapshot = await host.snapshot("a")
+        await asyncio.gather(*(draw(host, snapshot, seed) for seed in range(4)))
+        taken.append(host.stats().kv_bytes)
+    assert taken == [4 * 64 * token] * 20  # four places for the last ones alone
+    stats, numbers = host.stats(), host.adapter_size(LORA)
+    assert stats.snapshots == 20 and stats.snapshot_bytes == 20 * 4 * numbers
+    assert stats.cache_bytes == host._scheduler._cache.tokens * token

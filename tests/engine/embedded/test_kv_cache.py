@@ -237,3 +237,34 @@ def test_forgetting_weights_leaves_the_others_and_the_count_right() -> None:
     cache.insert(ids, kv_of(ids), ("z", "a"))
     assert cache.tokens == 11 == sum(len(n.tokens) for n in nodes(cache))
     assert cache.match(token_ids([1, 2]), ("y", "a")) == 0
+
+
+def test_of_all_idle_weights_only_the_last_keep_their_memory() -> None:
+    pool = KVPool(LAYOUT, 10_000, 256)
+    for number in range(20):
+        slots = [pool.take(10, f"snapshot-{number}") for _ in range(4)]
+        assert pool.allocated == (256 if number == 0 else 512)
+        for slot in slots:
+            pool.release(slot)
+        assert pool.allocated == 256
+    running = pool.take(10, "x")
+    pool.release(pool.take(10, "y"))
+    assert pool.allocated == 128  # one place of each
+    pool.release(running)
+    assert pool.allocated == 64
+
+
+def test_what_an_owner_does_not_use_for_long_is_forgotten() -> None:
+    now = 0.0
+    cache = PrefixCache(LAYOUT, 100, clock=lambda: now)
+    ids = token_ids([5, 6, 7])
+    for owner in (("x", "me"), ("y", "me")):
+        cache.insert(ids, kv_of(ids), owner)
+    now = 500.0
+    assert cache.read(ids, LAYOUT.zeros(3), ("y", "me")) == 3
+    now = 700.0
+    cache.forget_unused()
+    assert [cache.match(ids, (w, "me")) for w in "xy"] == [0, 3]
+    assert cache.tokens == 3 == sum(len(n.tokens) for n in nodes(cache))
+    cache.insert(ids, kv_of(ids), ("x", "me"))
+    assert cache.tokens == 6

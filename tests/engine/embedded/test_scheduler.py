@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from astuner.engine.embedded import plans
-from astuner.engine.embedded.kv_cache import KVPool
+from astuner.engine.embedded.kv_cache import KVLayout, KVPool
 from astuner.engine.embedded.mailbox import Mailbox, Outbox
 from astuner.engine.embedded.prefix_cache import PrefixCache
 from astuner.engine.embedded.scheduler import Request, Scheduler
@@ -438,3 +439,51 @@ async def test_forgetting_weights_ends_their_streams_and_frees_their_kv() -> Non
     assert bench.scheduler._pool.allocated == 0 and bench.counters.cache_tokens == 0
     bench.run()
     assert len(drawn(kept)) == 4
+
+
+# ---------------------------------------------------------------- several tenants
+
+
+async def test_a_tenant_with_many_requests_leaves_another_its_share() -> None:
+    bench, alone = Bench(max_num_seqs=4), Bench()
+    many = [bench.add(prompt(i, 20), greedy(60), tenant="many") for i in range(9)]
+    for _ in range(3):
+        bench.scheduler.tick()
+    few = [bench.add(prompt(50 + i, 20), greedy(10), tenant="few") for i in range(3)]
+    bench.scheduler.tick()
+    running = Counter(r.tenant for r in bench.scheduler._running.values())
+    assert running == {"many": 2, "few": 2} and bench.counters.preempted == 2
+    for _ in range(30):
+        bench.scheduler.tick()
+    assert [len(drawn(r)) for r in few] == [10, 10, 10]
+    assert not any(len(drawn(r)) == 60 for r in many)
+    bench.run()
+    for request in many:
+        expected = alone.add(request.prompt.tolist(), greedy(60))
+        alone.run()
+        assert drawn(request) == drawn(expected) and logprobs(request) == logprobs(expected)
+
+
+@pytest.mark.parametrize("length", [300, 20])
+async def test_want_of_memory_for_one_prompt_is_that_requests_alone(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its prefill buffer is made; and when it takes its place among the running."""
+    bench = Bench()
+    other = bench.add(prompt(0, 40), greedy(30), tenant="other")
+    bench.scheduler.tick()
+    zeros, refused = KVLayout.zeros, (320, None) if length == 300 else (64, 2)
+
+    def no_memory(self: KVLayout, tokens: int, slots: int | None = None) -> torch.Tensor:
+        if (tokens, slots) == refused:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return zeros(self, tokens, slots)
+
+    monkeypatch.setattr(KVLayout, "zeros", no_memory)
+    request = bench.add(prompt(1, length), greedy(30), tenant="one")
+    with pytest.raises(RuntimeError):
+        bench.scheduler.tick()
+    bench.scheduler.fail_tick(EngineError("out of memory"))
+    assert [type(i) for i in request.mailbox._items] == [EngineError]
+    bench.run()
+    assert len(drawn(other)) == 30
