@@ -1,11 +1,12 @@
 """Steps/s of each environment, bare and through each layer of ours.
 
-For each environment the same seeded random walk is played: bare (a plain loop over the
-environment in one thread), one at a time through `gym_env` (thread hop and deadline), many
-at once through the pool, and many at once through the HTTP service in a process of its own.
-`adds` is what one step through our layer costs on top of the bare one. Best of three runs.
+The same actions are played in turn, with a reset wherever an episode ends: bare (a plain loop
+over the environment in one thread), one at a time through `gym_env` (thread hop and deadline),
+many at once through the pool, and one and many at once through the HTTP service in a process
+of its own. `adds` is what one step through a layer costs on top of the bare one. Each figure
+is the best of two runs of 1.5 seconds; all of it takes some four minutes on two cores.
 
-    python benchmarks/envs.py [--markdown] [--parallel 200] [--steps 2000]
+    python benchmarks/envs.py [--markdown] [--parallel 200] [--only webshop,miniwob]
 """
 
 from __future__ import annotations
@@ -14,126 +15,173 @@ import argparse
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from astuner.config.schema import AstunerConfig
-from astuner.env import EnvPool, environment_service, open_environments
+from astuner.env import EnvPool, GymEnv, environment_service, open_environments
 from astuner.env.registry import find_environment
+from astuner.errors import AstunerError
 from astuner.types import Task
 
-WORLDS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
-    ("toy_text", {"game": "FrozenLake", "map_name": "4x4"}, ("left", "down", "right", "up")),
-    ("toy_text", {"game": "Taxi"}, ("south", "north", "east", "west")),
-    ("toy_text", {"game": "Blackjack"}, ("hit", "stick")),
-    ("toy_text", {"game": "CliffWalking"}, ("up", "right", "left")),
-    ("FrozenLake-v1", {"map_name": "4x4"}, ("left", "down", "right", "up")),
-    ("CartPole-v1", {}, ("left", "right")),
+RUNS = 2
+SECONDS = 1.5
+
+
+@dataclass(frozen=True)
+class World:
+    name: str
+    actions: tuple[str, ...]
+    params: dict[str, Any] = field(default_factory=dict[str, Any])
+    at_once: int = 10**6
+    """As many as two cores carry."""
+
+    @property
+    def title(self) -> str:
+        told = (self.params.get(key) for key in ("game", "dataset", "task"))
+        return " ".join([self.name, *(str(value) for value in told if value)])
+
+
+WORLDS = [
+    World("toy_text", ("left", "down", "right", "up"), {"game": "FrozenLake", "map_name": "4x4"}),
+    World("toy_text", ("south", "north", "east", "west"), {"game": "Taxi"}),
+    World("toy_text", ("hit", "stick"), {"game": "Blackjack"}),
+    World("toy_text", ("up", "right", "left"), {"game": "CliffWalking"}),
+    World("CartPole-v1", ("left", "right")),
+    World("textarena", ("[3]", "[9]", "[7]"), {"game": "GuessTheNumber-v0"}),
+    World("reasoning_gym", ("12",), {"dataset": "chain_sum"}),
+    World(
+        "webshop", ("search[black boots]", "click[next >]", "click[< prev]"), {"max_steps": 10**6}
+    ),
+    World(
+        "miniwob",
+        ("click(1)", "wait()"),
+        {"task": "click-checkboxes", "settle": 0, "max_steps": 10**6},
+        at_once=4,
+    ),
 ]
-RUNS = 3
 
 
 @dataclass(frozen=True)
 class Row:
-    name: str
-    bare: float
     """Steps/s."""
+
+    world: World
+    bare: float
     one: float
-    pool: float
-    service: float
+    many: float
+    one_http: float
+    many_http: float
 
-    @property
-    def adds_one(self) -> float:
-        """Microseconds a step."""
-        return 1e6 / self.one - 1e6 / self.bare
+    def figures(self, parallel: int) -> list[str]:
+        rates = (self.bare, self.one, self.many, self.one_http, self.many_http)
+        bare, one, many, one_http, many_http = (f"{rate:,.0f}" for rate in rates)
+        adds, adds_http = (
+            f"{1e6 / rate - 1e6 / self.bare:,.0f}" for rate in (self.one, self.one_http)
+        )
+        at_once = str(min(parallel, self.world.at_once))
+        return [self.world.title, bare, one, adds, at_once, many, one_http, adds_http, many_http]
 
 
-def bare(name: str, params: dict[str, Any], actions: tuple[str, ...], steps: int) -> float:
-    env = find_environment(name)("t", {**params, "seed": 0})
+COLUMNS = (
+    "environment",
+    "bare, steps/s",
+    "gym_env, steps/s",
+    "adds, us/step",
+    "at once",
+    "at once, steps/s",
+    "over HTTP, steps/s",
+    "adds, us/step",
+    "at once over HTTP, steps/s",
+)
+
+
+def bare(world: World) -> float:
+    env = find_environment(world.name)("t", {**world.params, "seed": 0})
     env.reset(seed=0)
-    began = time.perf_counter()
-    for step in range(steps):
-        _, _, terminated, truncated, _ = env.step(actions[step % len(actions)])
+    steps, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < SECONDS:
+        _, _, terminated, truncated, _ = env.step(world.actions[steps % len(world.actions)])
+        steps += 1
         if terminated or truncated:
-            env.reset(seed=step)
-    return steps / (time.perf_counter() - began)
+            env.reset(seed=steps)
+    getattr(env, "close", lambda: None)()
+    return steps / passed
 
 
-async def walk(pool: EnvPool, actions: tuple[str, ...], steps: int, number: int) -> None:
-    env = await pool.open(Task(task_id="t"), f"e{number}")
-    await env.reset()
-    for step in range(steps):
-        _, _, terminated, truncated, _ = await env.step(actions[step % len(actions)])
+async def walk(env: GymEnv, actions: tuple[str, ...], ends: float) -> int:
+    """The steps taken until then."""
+    steps = 0
+    while time.perf_counter() < ends:
+        _, _, terminated, truncated, _ = await env.step(actions[steps % len(actions)])
+        steps += 1
         if terminated or truncated:
-            await env.reset(seed=step)
-    pool.release(env)
+            await env.reset(seed=steps)
+    return steps
 
 
-async def timed(config: AstunerConfig, actions: tuple[str, ...], steps: int, many: int) -> float:
-    """Steps/s of `many` walks at once, `steps` in all."""
+async def timed(config: AstunerConfig, world: World, many: int) -> float:
+    """Steps/s of `many` walks at once, in instances that exist already."""
     pool = open_environments(config)
     assert pool is not None
-    each = max(1, steps // many)
-    warm_up = 1
-    await asyncio.gather(*(walk(pool, actions, warm_up, n) for n in range(many)))
-    began = time.perf_counter()
-    await asyncio.gather(*(walk(pool, actions, each, n) for n in range(many)))
-    seconds = time.perf_counter() - began
-    pool.close()
-    return each * many / seconds
+    try:
+        opened = await asyncio.gather(*(begun(pool, number) for number in range(many)))
+        began = time.perf_counter()
+        walks = (walk(env, world.actions, began + SECONDS) for env in opened)
+        steps = sum(await asyncio.gather(*walks))
+        return steps / (time.perf_counter() - began)
+    finally:
+        await asyncio.to_thread(pool.close)
+
+
+async def begun(pool: EnvPool, number: int) -> GymEnv:
+    env = await pool.open(Task(task_id="t"), f"e{number}")
+    await env.reset()
+    return env
 
 
 async def best(measure: Callable[[], Awaitable[float]]) -> float:
     return max([await measure() for _ in range(RUNS)])
 
 
-def configured(name: str, params: dict[str, Any], *, service: bool) -> AstunerConfig:
+def configured(world: World, *, service: bool) -> AstunerConfig:
     config = AstunerConfig()
-    config.env.params, config.env.max_instances = params, 1000
+    config.env.params, config.env.max_instances = world.params, 1000
     if service:
-        config.env.service = name
+        config.env.service = world.name
     else:
-        config.env.type = name
+        config.env.type = world.name
     return config
 
 
-async def measure(
-    name: str, params: dict[str, Any], actions: tuple[str, ...], steps: int, parallel: int
-) -> Row:
-    local = configured(name, params, service=False)
-    remote = configured(name, params, service=True)
+async def measure(world: World, parallel: int) -> Row:
+    local, remote = configured(world, service=False), configured(world, service=True)
+    many = min(parallel, world.at_once)
+    plain = max(bare(world) for _ in range(RUNS))
+    inside = [await best(lambda n=n: timed(local, world, n)) for n in (1, many)]
     with environment_service(remote):
-        return Row(
-            " ".join([name, *(str(v) for v in params.values())]),
-            max(bare(name, params, actions, steps) for _ in range(RUNS)),
-            await best(lambda: timed(local, actions, steps, 1)),
-            await best(lambda: timed(local, actions, steps, parallel)),
-            await best(lambda: timed(remote, actions, steps, parallel)),
-        )
+        outside = [await best(lambda n=n: timed(remote, world, n)) for n in (1, many)]
+    return Row(world, plain, *inside, *outside)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--parallel", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--only", default="", help="names, divided by commas")
     args = parser.parse_args()
-    columns = [
-        "environment",
-        "bare, steps/s",
-        "gym_env, steps/s",
-        "adds, us/step",
-        f"{args.parallel} at once, steps/s",
-        f"{args.parallel} at once over HTTP, steps/s",
-    ]
     edge = "|" if args.markdown else ""
-    print(edge + " | ".join(columns) + edge)
+    print(edge + " | ".join(COLUMNS) + edge)
     if args.markdown:
-        print("|" + "---|" * len(columns))
-    for name, params, actions in WORLDS:
-        row = asyncio.run(measure(name, params, actions, args.steps, args.parallel))
-        figures = [row.bare, row.one, row.adds_one, row.pool, row.service]
-        print(edge + " | ".join([row.name, *(f"{f:,.0f}" for f in figures)]) + edge, flush=True)
+        print("|" + "---|" * len(COLUMNS))
+    only = args.only.split(",") if args.only else [world.name for world in WORLDS]
+    for world in (world for world in WORLDS if world.name in only):
+        try:
+            row = asyncio.run(measure(world, args.parallel))
+        except AstunerError as error:
+            print(f"{world.title}: {error}", flush=True)
+            continue
+        print(edge + " | ".join(row.figures(args.parallel)) + edge, flush=True)
 
 
 if __name__ == "__main__":
