@@ -171,13 +171,13 @@ class Trainer:
 
     async def forward_backward(self, run: RunRecord, request: TrainRequest) -> Done:
         """Logprobs of every target, the loss, and (unless forward only) its gradient."""
+        spec = datums.loss_spec(request)
         samples = await asyncio.to_thread(
             datums.samples,
             request,
             max_context=self._host.max_context,
             vocab_size=self._base.vocab_size,
         )
-        spec = datums.loss_spec(request)
         if request.forward_only:
             logprobs = await self._host.forward(run.run_id, samples, temperature=spec.temperature)
             metrics: dict[str, float] = {}

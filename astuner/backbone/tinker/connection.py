@@ -26,6 +26,10 @@ CLOSE_SECONDS = 10.0
 RESUME = "What was finished is saved: go on with --resume."
 
 
+class Refused(EngineError):
+    """The service was there, and found the request itself wrong; it did nothing of it."""
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long to wait, in seconds."""
@@ -201,7 +205,14 @@ class Connection:
                 "the environment variable that service.api_key_env names."
             )
         hint = RESUME if "restarted" in said or "poisoned" in said else ""
-        return EngineError(f"{what}: the service at {self.base_url} says: {said} {hint}".rstrip())
+        kind = Refused if _is_refusal(error) else EngineError
+        return kind(f"{what}: the service at {self.base_url} says: {said} {hint}".rstrip())
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the fault is the request's: at once (4xx), or later, where a future failed."""
+    status = getattr(error, "status_code", None)
+    return status in (400, 422) or str(getattr(error, "category", "")).lower() == "user"
 
 
 def _said(error: Exception) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astuner.backbone.report import SERVICE_STATE as STATE_FILE
-from astuner.backbone.tinker.connection import Connection
+from astuner.backbone.tinker.connection import Connection, Refused
 from astuner.backbone.tinker.engine import TinkerEngine
 from astuner.backbone.tinker.gradients import Remote, remote_loss
 from astuner.backbone.tinker.loss_here import Taken, check_ready, take_loss
@@ -34,6 +34,8 @@ from astuner.types import Sample
 log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
+NOT_THERE = ("not offered", "not supported", "unsupported", "unknown", "not implemented")
+"""What services say of a loss that they lack."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ class TinkerPolicy:
         if remote is not None and remote.loss not in self._refused:
             try:
                 output = await self._backward(samples, remote)
-            except EngineError as error:
-                if remote.loss in self._proven:
+            except Refused as error:
+                if remote.loss in self._proven or not _lacks_loss(error, remote.loss):
                     raise
                 log.warning("Gradients are computed here from now on. %s", error)
                 self._refused.add(remote.loss)
@@ -296,6 +298,12 @@ class TinkerPolicy:
             )
             for i, sample in enumerate(samples)
         ]
+
+
+def _lacks_loss(error: Refused, loss: str) -> bool:
+    """Whether a service says that it has no such loss, in its own words."""
+    said = str(error).lower()
+    return "loss_fn" in said or (loss in said and any(word in said for word in NOT_THERE))
 
 
 def _only_at_one(temperature: float) -> None:

@@ -149,7 +149,7 @@ SHOWN = {
     "no weights": "There is no checkpoint tinker://",
     "not a path": "is no checkpoint path of this service",
     "nan": "Datum 0: weights[1] is nan, not a finite number.",
-    "overflow": "on the samples ['datum 0']. Nothing of them was added to the gradient.",
+    "overflow": "on the samples ['datum 0']. The gradient since the last step was dropped.",
     "token": "Datum 0 has the token id 1000000; the model's ids are 0 to",
     "long": "Datum 0 has 1029 tokens; the model's context is 1024.",
     "lacks": "Datum 0 lacks logprobs and advantages, which the loss 'ppo' reads.",
