@@ -17,11 +17,12 @@ from astuner.backbone.spawned.files import (
     SpoolReader,
     last_sign,
     sign_of_life,
+    signs,
     spool_group,
     write_job,
 )
 from astuner.config.schema import AstunerConfig
-from astuner.errors import AstunerError, ContextLengthError, UserCodeError
+from astuner.errors import AstunerError, CheckpointError, ContextLengthError, UserCodeError
 from astuner.loading import load_object
 from astuner.task_reader import TaskSplits
 from astuner.types import Episode, Task, WorkflowOutput
@@ -119,7 +120,19 @@ def test_groups_come_once_in_order_and_whole(tmp_path: Path) -> None:
         ("g1", 3, True, {"n": 1.0}),
     ]
     assert read[0].episodes[0].reward == 1.0
-    assert reader.new() == []
+    assert reader.new() == [] and list((tmp_path / "spool").glob("*.group")) == []
+
+
+def test_a_reader_may_keep_the_files(tmp_path: Path) -> None:
+    reader = SpoolReader(tmp_path)
+    spool_group(tmp_path, GroupRecord(3, "train", "g0", (episode(),), True, name="uid"))
+    [(path, record)] = reader.new_files()
+    assert path.exists() and (record.group_id, record.name) == ("g0", "uid")
+    assert reader.new_files() == []
+    files.clear(tmp_path, but_groups=True)
+    assert path.exists()
+    files.clear(tmp_path)
+    assert not path.exists()
 
 
 def test_metadata_that_lives_in_one_process_only_is_no_trouble(tmp_path: Path) -> None:
@@ -146,6 +159,24 @@ def test_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sign_of_life(tmp_path, "too soon")
     at, what = last_sign(tmp_path)
     assert what == "rolling out" and at > 1.7e9
+
+
+def test_a_sign_counts_whatever_the_clocks_of_the_machines_show(tmp_path: Path) -> None:
+    folder = tmp_path / "signs"
+    folder.mkdir()
+    (folder / "fast-1").write_text('[9e9, "from the future"]')
+    (folder / "slow-2").write_text('[5.0, "rolled out"]')
+    before = signs(tmp_path)
+    assert last_sign(tmp_path) == (9e9, "from the future")
+    (folder / "slow-2").write_text('[6.0, "rolled out"]')
+    assert signs(tmp_path) != before and signs(tmp_path) == signs(tmp_path)
+
+
+def test_a_full_disk_is_no_bug(tmp_path: Path) -> None:
+    files.give_up(tmp_path, OSError(28, "No space left on device"))
+    reason = files.gave_up(tmp_path)
+    assert type(reason) is CheckpointError
+    assert str(reason).startswith("[Errno 28] No space left on device. What was saved is whole")
 
 
 def test_the_first_reason_to_give_up_stays_and_keeps_its_type(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Two groups of two episodes a step, one validation episode where one is due, a checkpoint
 of the base model's own weights with 1 added for each step. FAKE_VERL says how it goes:
 "well", "slowly" (a step takes 0.3 s), "hangs:N", "fails:N", "fails_late:N"
-(saved, but not reported) or "gives_up:N" (in step N).
+(saved, but not reported) "gives_up:N" or "has_a_bug:N" (in step N).
 """
 
 from __future__ import annotations
@@ -99,6 +99,9 @@ class Fake:
             raise RuntimeError("the trainer has no more cheese")
         if step == self.at and self.how == "gives_up":
             give_up(self.folder, UserCodeError("every episode failed"))
+            time.sleep(600)
+        if step == self.at and self.how == "has_a_bug":
+            give_up(self.folder, KeyError("a bug of astuner's"))
             time.sleep(600)
 
     def validate(self, step: int) -> dict[str, float]:

@@ -31,6 +31,7 @@ from astuner.backbone.verl import run as verl_run
 from astuner.config.load import from_python
 from astuner.config.schema import AstunerConfig
 from astuner.errors import (
+    AstunerError,
     BackboneError,
     ConfigError,
     DeadlineExceeded,
@@ -269,6 +270,12 @@ def test_what_a_worker_gives_up_for_is_the_runs_error(
     with pytest.raises(UserCodeError, match="every episode failed"):
         job("gives_up:1", total_steps=4, val_before_train=False).tune()
     assert not (tmp_path / "tiny").exists(), "nothing to keep: the next attempt has the name"
+
+
+def test_the_log_of_a_bug_stays(job: Callable[..., AstunerJob], tmp_path: Path) -> None:
+    with pytest.raises(AstunerError, match='KeyError: "a bug of astuner\'s"'):
+        job("has_a_bug:1", total_steps=4, val_before_train=False).tune()
+    assert (tmp_path / "tiny" / "verl" / "verl.log").exists()
 
 
 def test_without_verl_the_install_line_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
