@@ -31,6 +31,7 @@ def serve_environments(args: argparse.Namespace) -> int:
         step_timeout=args.step_timeout,
         max_instances=args.max_instances,
     )
+    _allow_connections()
     with listening(args.host, args.port) as listener:
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(
@@ -86,6 +87,15 @@ def listening(host: str, port: int) -> socket.socket:
     # without it an answer of two packets waits 40 ms for the first one's acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
+
+
+def _allow_connections() -> None:
+    """One for each instance: as many open files as the system lets us have."""
+    if sys.platform != "win32":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _end_with_input(server: uvicorn.Server) -> None:

@@ -237,3 +237,23 @@ def test_a_configuration_that_points_to_its_service_has_no_problem() -> None:
     with environment_service(config):
         assert list(environment_problems(config)) == []
     assert config.env.start_timeout == 60.0
+
+
+async def test_hundreds_at_once() -> None:
+    config = AstunerConfig()
+    config.env.service, config.env.max_instances = COUNTING, 200
+    with environment_service(config):
+        pool = open_environments(config)
+        assert pool is not None
+        tasks = [Task(task_id=f"t{i}") for i in range(200)]
+        opened = await asyncio.wait_for(asyncio.gather(*(pool.open(t, "e") for t in tasks)), 60)
+        assert [env.initial_text.partition(":")[0] for env in opened] == [t.task_id for t in tasks]
+        await asyncio.gather(*(env.reset() for env in opened))
+        for number in (1, 2):
+            steps = await asyncio.wait_for(asyncio.gather(*(e.step("up") for e in opened)), 60)
+            assert {step[0] for step in steps} == {f"at {number}"}
+        for env in opened:
+            pool.release(env)
+        await asyncio.to_thread(pool.close)
+        assert pool.counters["env/steps"] == 400
+        assert not any(name.startswith("env/failed") for name in pool.counters)
