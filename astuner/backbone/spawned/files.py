@@ -271,6 +271,8 @@ def clear(folder: Path, *, but_groups: bool = False) -> None:
     """Forget what an earlier attempt left in the folder, or all but its groups."""
     for name in (SIGNS, STACKS) if but_groups else (SPOOL, SIGNS, STACKS):
         shutil.rmtree(folder / name, ignore_errors=True)
+    for torn in (folder / SPOOL).glob(".*.tmp"):
+        torn.unlink(missing_ok=True)
     for name in (GAVE_UP, STAGE, METRICS, STOP):
         (folder / name).unlink(missing_ok=True)
 

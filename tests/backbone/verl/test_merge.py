@@ -110,4 +110,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, tiny_model_dir
     (shards / "model_world_size_1_rank_0.pt").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="cannot be read"):
         merge(shards, tiny_model_dir, tmp_path / "model")
+    (shards / "fsdp_config.json").write_text('{"world_')
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        merge(shards, tiny_model_dir, tmp_path / "model")
     assert not (tmp_path / "model").exists()
