@@ -12,7 +12,6 @@ import dataclasses
 import typing
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, cast
 
 from astuner.backbone import overriding
@@ -39,21 +38,6 @@ def compose(settings: Mapping[str, Any]) -> Any:
     if problems := list(_missing_parts(config, settings)):
         raise ConfigError(joined(problems))
     return config
-
-
-def looked_up(settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Of raw settings, for `explain`: a note that Trinity cannot be asked here, or what it finds
-    wrong. Slow where it can: Trinity is imported."""
-    if not settings:
-        return [], []
-    if find_spec("trinity") is None:
-        where = "shows where it is installed."
-        return [f"Whether Trinity knows what is under `astuner.trinity` {where}"], []
-    try:
-        compose(settings)
-    except ConfigError as error:
-        return [], [str(error)]
-    return [], []
 
 
 def config_class() -> type:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from astuner.backbone.spawned.explaining import Table
 from astuner.backbone.verl import sections
 from astuner.backbone.verl.sections import ACTOR, MODEL, REF, ROLLOUT
 
@@ -169,3 +170,11 @@ REMARKS: Mapping[str, str] = {
     ),
 }
 """In what verl differs a little, whatever it is set to."""
+
+TABLE = Table(
+    "verl",
+    BECOMES,
+    READ_HERE,
+    {name: f"not used ({why})" for name, why in UNUSED.items()},
+    REMARKS,
+)

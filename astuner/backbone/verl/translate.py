@@ -8,21 +8,20 @@ win; `overridden` says over what. Whether verl knows a key is `compose`'s to fin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from astuner.backbone import overriding
-from astuner.backbone.overriding import announced, pair
+from astuner.backbone.overriding import announced
 from astuner.backbone.spawned.choices import Device, Facts, assumed
+from astuner.backbone.spawned.explaining import looked_up
 from astuner.backbone.translation import Translation
 from astuner.backbone.verl import learning, sections
 from astuner.backbone.verl.limits import check, notes, problems
 from astuner.backbone.verl.sections import Settings
-from astuner.backbone.verl.table import BECOMES, READ_HERE, REMARKS, UNUSED
-from astuner.config.keys import keys
+from astuner.backbone.verl.table import TABLE
 from astuner.config.schema import AstunerConfig
-from astuner.errors import ConfigError
 
 __all__ = [
     "becomes",
@@ -37,7 +36,6 @@ __all__ = [
 
 raw = sections.raw
 
-ITSELF = "read by astuner itself"
 RAW = "verl"
 
 
@@ -89,56 +87,22 @@ def overridden(config: AstunerConfig, device: Device | None = None) -> dict[str,
 
 def translation(config: AstunerConfig) -> Translation:
     """The translation for the device that the configuration names; for GPUs if it names none."""
-    named = {key for of_key in BECOMES.values() for key in of_key}
-    everything = _shown(config, None)
-    refused = [f"`astuner.{key}` {message}" for key, message in problems(config)]
-    unchecked, unknown = _known_to_verl(raw(config))
-    return Translation(
-        becomes(config),
-        {key: value for key, value in everything.items() if key not in named},
-        (*warnings(config), *unchecked),
-        (*refused, *unknown),
+    unchecked, unknown = looked_up(raw(config), RAW, "verl", _composed)
+    told = TABLE.explained(
+        _shown(config, None), raw(config), problems(config), [*warnings(config), *unchecked]
     )
+    return replace(told, problems=(*told.problems, *unknown))
 
 
-def _known_to_verl(settings: Settings) -> tuple[list[str], list[str]]:
-    """A note that this cannot be seen here, or what is wrong. Slow, where there is something to
-    see: verl is imported."""
-    if not settings:
-        return [], []
-    if find_spec("verl") is None:
-        return ["Whether verl knows what is under `astuner.verl` shows where it is installed."], []
+def _composed(settings: Mapping[str, Any]) -> object:
     from astuner.backbone.verl.compose import compose
 
-    try:
-        compose(settings, validate=False)
-    except ConfigError as error:
-        return [], [str(error)]
-    return [], []
+    return compose(settings, validate=False)
 
 
 def becomes(config: AstunerConfig) -> Mapping[str, str]:
     """What each key becomes: "verl: KEY=VALUE, ...", "read by astuner itself" or ""."""
-    settings = _shown(config, None)
-    replaced = overridden(config)
-    return {name: _in_words(name, settings, replaced, config) for name in keys()}
-
-
-def _in_words(
-    name: str, settings: Settings, replaced: Mapping[str, tuple[Any, Any]], config: AstunerConfig
-) -> str:
-    if name == RAW:
-        pairs = [pair(key, value, replaced, RAW) for key, value in raw(config).items()]
-        return f"verl: {', '.join(pairs)}" if pairs else "nothing"
-    remark = f" ({REMARKS[name]})" if name in REMARKS else ""
-    if any(name == key or (key[-1] == "." and name.startswith(key)) for key in READ_HERE):
-        return f"{ITSELF}{remark}"
-    pairs = [
-        pair(key, settings[key], replaced, RAW) for key in BECOMES.get(name, ()) if key in settings
-    ]
-    if pairs:
-        return f"verl: {', '.join(pairs)}{remark}"
-    return f"not used ({UNUSED[name]})" if name in UNUSED else ""
+    return TABLE.in_words(_shown(config, None), raw(config))
 
 
 def warnings(config: AstunerConfig, device: Device | None = None) -> list[str]:

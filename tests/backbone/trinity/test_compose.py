@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 from astuner.backbone.spawned.choices import Device
+from astuner.backbone.spawned.explaining import looked_up
 from astuner.backbone.trinity.compose import (
     PARTS,
     compose,
     config_class,
     is_known,
-    looked_up,
     nearest,
     nested,
 )
 from astuner.backbone.trinity.limits import LIFTED_BY
 from astuner.backbone.trinity.reserved import INSTEAD
 from astuner.backbone.trinity.sections import flat
-from astuner.backbone.trinity.translate import to_trinity
+from astuner.backbone.trinity.translate import to_trinity, translation
 from astuner.config.load import load_config
 from astuner.errors import ConfigError
 
@@ -154,15 +154,19 @@ def test_raw_settings_win() -> None:
 
 @pytest.mark.trinity
 def test_explain_says_what_trinity_does_not_know() -> None:
-    assert looked_up({}) == looked_up({"log.level": "DEBUG"}) == ([], [])
-    notes, [problem] = looked_up({"log.levl": "DEBUG"})
+    def asked(raw: dict[str, str]) -> tuple[list[str], list[str]]:
+        return looked_up(raw, "trinity", "Trinity", compose)
+
+    assert asked({}) == asked({"log.level": "DEBUG"}) == ([], [])
+    notes, [problem] = asked({"log.levl": "DEBUG"})
     assert notes == [] and problem.endswith("Did you mean `astuner.trinity.log.level`?")
 
 
 def test_without_trinity_explain_says_that_it_cannot_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("astuner.backbone.trinity.compose.find_spec", lambda name: None)
-    [note], problems = looked_up({"log.levl": "DEBUG"})
-    assert problems == [] and note.startswith("Whether Trinity knows what is under")
+    monkeypatch.setattr("astuner.backbone.spawned.explaining.find_spec", lambda name: None)
+    told = translation(load_config(None, ["trinity.log.levl=DEBUG"], backbone="trinity").config)
+    assert any(n.startswith("Whether Trinity knows what is under") for n in told.notes)
+    assert not any("levl" in problem for problem in told.problems)
 
 
 @pytest.mark.trinity

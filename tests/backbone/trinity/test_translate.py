@@ -9,7 +9,7 @@ import pytest
 
 from astuner.backbone.spawned.choices import Device, Facts
 from astuner.backbone.translation import translation_of
-from astuner.backbone.trinity import limits, requirements, translate
+from astuner.backbone.trinity import limits, requirements, table, translate
 from astuner.backbone.trinity.translate import becomes, overridden, to_trinity, warnings
 from astuner.config.keys import keys
 from astuner.config.load import load_config
@@ -45,12 +45,12 @@ def refusal(*overrides: str, device: Device = "cpu") -> str:
 
 def decided(name: str) -> list[bool]:
     def read_here(name: str) -> bool:
-        return any(name == k or (k[-1] == "." and name.startswith(k)) for k in translate.READ_HERE)
+        return any(name == k or (k[-1] == "." and name.startswith(k)) for k in table.READ_HERE)
 
     return [
-        name in translate.BECOMES,
+        name in table.BECOMES,
         read_here(name),
-        name in translate.UNUSED,
+        name in table.UNUSED,
         name == "trinity",
     ]
 
@@ -61,10 +61,10 @@ def test_every_key_of_the_schema_is_decided_once() -> None:
         ours = not key.backbones or "trinity" in key.backbones
         assert sum(decided(name)) == ours, name
     known = set(keys())
-    tables = {*translate.BECOMES, *translate.UNUSED, *translate.REMARKS}
-    assert tables | set(translate.BY_THE_SERVICE) <= known
-    assert {k for k in translate.READ_HERE if k[-1] != "."} <= known
-    assert set(translate.BY_THE_SERVICE) <= set(translate.BECOMES)
+    tables = {*table.BECOMES, *table.UNUSED, *table.REMARKS}
+    assert tables | set(table.BY_THE_SERVICE) <= known
+    assert {k for k in table.READ_HERE if k[-1] != "."} <= known
+    assert set(table.BY_THE_SERVICE) <= set(table.BECOMES)
 
 
 MODES: list[tuple[tuple[str, ...], Device]] = [
@@ -78,7 +78,7 @@ MODES: list[tuple[tuple[str, ...], Device]] = [
 
 def test_what_explain_says_a_key_becomes_is_really_set_somewhere() -> None:
     everywhere = {key for overrides, device in MODES for key in told(*overrides, device=device)}
-    named = {key for of_key in translate.BECOMES.values() for key in of_key}
+    named = {key for of_key in table.BECOMES.values() for key in of_key}
     assert named <= everywhere
 
 
