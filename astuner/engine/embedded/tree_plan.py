@@ -1,7 +1,7 @@
 """Attention over a packed row of token tries: each node sees its ancestors and itself.
 
 On CPU the values are the sampler's own (`tree_paths`), so that the trainer's logprobs
-are those that were sampled with. The gradient, and elsewhere the values too, are
+are those that were sampled with. Their gradient, and elsewhere the values too, are
 computed in chunks of queries: the keys a chunk can see are the ancestors of its first
 token and the chunk itself, so the cost grows with the depth of the trie, not with the
 length of the row. The masks are built once for each row and used by every layer. No
@@ -10,6 +10,7 @@ cache, no parameters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +29,20 @@ MAX_CHUNKS = 16
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     queries: slice
-    keys_M: Tensor
-    """Node of each key."""
+    ancestors_A: Tensor
+    """Nodes before the chunk that it sees. Its keys are these and then its own nodes."""
     mask: Tensor
-    """[n, M] in the compute dtype: 0 where the key may be seen, else -inf."""
+    """[n, A + n] in the compute dtype: 0 where the key may be seen, else -inf."""
+
+    def keys(self, of: Tensor) -> Tensor:
+        """[K, A + n, D] of [K, T, D]."""
+        return torch.cat([of.index_select(1, self.ancestors_A), of[:, self.queries]], 1)
+
+    def add_to(self, into: Tensor, part: Tensor) -> None:
+        """The reverse: add [K, A + n, D] to [K, T, D]."""
+        count = len(self.ancestors_A)
+        into.index_add_(1, self.ancestors_A, part[:, :count])
+        into[:, self.queries] += part[:, count:]
 
 
 class TreePlan:
@@ -50,58 +61,23 @@ class TreePlan:
         size = max(64 if on_cpu else 512, -(-total // MAX_CHUNKS))
         self._paths = TreePaths(positions_T) if on_cpu else None
         self._chain = not on_cpu and bool((ends_T == total).all())
-        self._attend = _two_products if on_cpu else _fused
         self._chunks = [
             _chunk(ends_T, start, min(start + size, total), device, dtype)
             for start in range(0, 0 if self._chain else total, size)
         ]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        if self._paths is not None:
+            return _AsSampled.apply(  # pyright: ignore
+                query, key, value, scale, self._paths, self._chunks
+            )
         if self._chain:
             return _fused(query, key, value, None, scale)
-        if self._paths is None:
-            return self.in_chunks(query, key, value, scale)
-        return _AsSampled.apply(query, key, value, scale, self, self._paths)  # pyright: ignore
-
-    def in_chunks(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         parts = [
-            self._attend(
-                query[:, chunk.queries],
-                key.index_select(1, chunk.keys_M),
-                value.index_select(1, chunk.keys_M),
-                chunk.mask,
-                scale,
-            )
-            for chunk in self._chunks
+            _fused(query[:, c.queries], c.keys(key), c.keys(value), c.mask, scale)
+            for c in self._chunks
         ]
         return torch.cat(parts)
-
-
-class _AsSampled(torch.autograd.Function):
-    """The values of `TreePaths`, with the gradient of the same attention in chunks: its few
-    keys take far less time and memory than every node's path. Its weights are computed
-    again then rather than kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        plan: TreePlan,
-        paths: TreePaths,
-    ) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.scale, ctx.plan = scale, plan
-        return paths.attend(query, key, value, scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
-        with torch.enable_grad():
-            out = ctx.plan.in_chunks(*inputs, ctx.scale)
-        return *torch.autograd.grad(out, inputs, grads[0]), None, None, None
 
 
 def _chunk(
@@ -112,28 +88,90 @@ def _chunk(
     nodes = np.arange(start, stop)[:, None]
     seen = torch.from_numpy((keys <= nodes) & (nodes < ends_T[keys]))
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
-    return _Chunk(slice(start, stop), torch.from_numpy(keys).to(device), mask.to(device))
+    return _Chunk(slice(start, stop), torch.from_numpy(ancestors).to(device), mask.to(device))
 
 
-def _two_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """query [H, n, D], key and value [K, M, D], mask [n, M]; [n, H, D].
+# ---------------------------------------------------------------- on CPU
 
-    On CPU forward and backward together take half of SDPA's time, which has no fast
-    kernel there for grouped heads under a mask.
-    """
+
+class _AsSampled(torch.autograd.Function):
+    """The values of `TreePaths`, and their gradient in chunks, whose few keys take far less
+    time and memory than every node's path does. The attention's weights are computed again
+    for it rather than kept: they would be most of a layer's memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        paths: TreePaths,
+        chunks: Sequence[_Chunk],
+    ) -> Tensor:
+        out = paths.attend(query, key, value, scale)
+        ctx.save_for_backward(query, key, value, out)
+        ctx.scale, ctx.chunks = scale, chunks
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out = ctx.saved_tensors
+        (gradient,) = grads
+        d_query = torch.empty_like(query)
+        d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
+        inner = torch.linalg.vecdot(gradient.float(), out.float()).t()
+        gradient = gradient.transpose(0, 1)
+        for chunk in ctx.chunks:
+            part = chunk.queries
+            d_query[:, part], d_keys, d_values = _gradients(
+                query[:, part],
+                chunk.keys(key),
+                chunk.keys(value),
+                chunk.mask,
+                ctx.scale,
+                gradient[:, part],
+                inner[:, part],
+            )
+            chunk.add_to(d_key, d_keys)
+            chunk.add_to(d_value, d_values)
+        return d_query, d_key, d_value, None, None, None
+
+
+def _gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scale: float,
+    gradient: Tensor,
+    inner: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of attention with `query` [H, n, D] over `key` and `value` [K, M, D], given that of its
+    output [H, n, D] and the product of the two for each row, float32 [H, n]: section 3.1 of
+    FlashAttention-2 (Dao 2023, arXiv 2307.08691), in plain products. SDPA's own has no fast
+    kernel on CPU for grouped heads under a mask."""
     heads, n, dim = query.shape
-    kv_heads = key.shape[0]
-    grouped = query.reshape(kv_heads, -1, dim)
-    scores = torch.bmm(grouped, key.transpose(1, 2)).view(heads, n, -1)
-    scores = torch.add(mask, scores, alpha=scale)
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    out = torch.bmm(weights.view(kv_heads, -1, key.shape[1]), value)
-    return out.view(heads, n, dim).transpose(0, 1)
+    kv_heads, keys = key.shape[:2]
+    rows, columns = (kv_heads, -1, dim), (kv_heads, -1, keys)
+    queries, gradients = query.reshape(rows), gradient.reshape(rows)
+    scores = torch.bmm(queries, key.transpose(1, 2)).view(heads, n, keys)
+    weights = torch.add(mask, scores, alpha=scale).softmax(-1, dtype=torch.float32)
+    d_value = torch.bmm(weights.to(value.dtype).view(columns).transpose(1, 2), gradients)
+    d_weights = torch.bmm(gradients, value.transpose(1, 2)).view(heads, n, keys).float()
+    d_scores = d_weights.sub_(inner[..., None]).mul_(weights).mul_(scale)
+    d_scores = d_scores.to(query.dtype).view(columns)
+    d_query = torch.bmm(d_scores, key).view(heads, n, dim)
+    return d_query, torch.bmm(d_scores.transpose(1, 2), queries), d_value
+
+
+# ---------------------------------------------------------------- elsewhere
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """The same by SDPA; without a mask, causal. Heads are repeated because the kernels
-    that take a mask do not take grouped heads."""
+    """query [H, n, D] over key and value [K, M, D] under mask [n, M], or causally without one;
+    [n, H, D]. Heads are repeated because the kernels that take a mask do not take grouped
+    heads."""
     repeats = query.shape[0] // key.shape[0]
     out = F.scaled_dot_product_attention(
         query[None],

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astuner.engine.embedded.packing import Row, pack
-from astuner.engine.embedded.tree_plan import TreePlan, _fused, _two_products
+from astuner.engine.embedded.tree_paths import TreePaths
+from astuner.engine.embedded.tree_plan import TreePlan, _fused
 from astuner.types import Sample
 
 from .tiny_training import sample
@@ -158,7 +159,7 @@ def test_both_kernels_agree(masked: bool) -> None:
     mask = torch.full((6, 6), float("-inf")).triu(1)
     torch.testing.assert_close(
         _fused(query, key, value, mask if masked else None, 0.3),
-        _two_products(query, key, value, mask, 0.3),
+        TreePaths(np.arange(6)).attend(query, key, value, 0.3),
         atol=1e-5,
         rtol=1e-5,
     )
