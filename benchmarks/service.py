@@ -6,15 +6,17 @@ Throughput: the same work each time, `--sequences` random sequences of `--length
 train on (LoRA of rank 8, one optimizer step a tenant) and as many to sample from a prompt of
 16 tokens, split among the tenants, each with a run, a key and a connection of its own.
 `engine` is one adapter in this process, without HTTP. `small calls` are heartbeats that one
-more client sends all the while. `MB a tenant` is what adapter, optimizer and sampling weights
-take in the engine; `RSS` what the server's process grew by for each, at its end. Engine and
-server have trained and sampled a little before anything is timed.
+more client sends all the while. `at once` are `--seconds` in which half of the tenants (a lone
+one by itself) train without pause and the others keep 32 sequences being sampled: what is
+then done a second of each. `MB a tenant` is what adapter, optimizer and sampling weights take
+in the engine; `RSS` what the server's process grew by for each, before that. Engine and server
+have trained and sampled a little before anything is timed.
 
 Agreement: over HTTP, the logprob that each token was sampled with against the trainer's
 own `forward`, on 64 random sequences, before any update and after three, in both dtypes.
 
 A server is started for each row, with nothing on disk. Measure with nothing else running;
-the whole takes less than ten minutes on two cores. `--write` puts the tables, with commit
+the whole takes about eight minutes on two cores. `--write` puts the tables, with commit
 and machine, into benchmarks/results/service.md.
 """
 
@@ -26,162 +28,33 @@ import astuner  # noqa: F401 - first: it tells OpenMP not to spin, which torch r
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import platform
-import re
 import subprocess
-import sys
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import psutil
 import torch
-from tinker.proto import tinker_public_pb2 as pb
+from service_client import RANK, Client, serve
 
 from astuner.config.service import ServiceConfig, load_service_config
+from astuner.engine.model_source import resolve_model
 from astuner.engine.protocol import AdamParams, LoraSpec, LossSpec, SamplingParams, generate
 from astuner.service.datums import Datum, TrainRequest, loss_spec, samples
 from astuner.service.serve import load_base
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "service.md"
-RANK, PROMPT, CHUNK = 8, 16, 4
+PROMPT, CHUNK = 16, 4
+IN_FLIGHT = 32
 BETWEEN_SMALL_CALLS = 0.05
-PROTO = {"Content-Type": "application/x-protobuf"}
 Rows = list[list[str]]
-
-
-# ---------------------------------------------------------------- a client
-
-
-@dataclass
-class Client:
-    """One tenant: a session, and a run in it."""
-
-    http: httpx.AsyncClient
-    model: str
-    session: str = ""
-    run: str = ""
-    seq: int = 0
-    samplers: int = 0
-
-    async def post(self, path: str, body: Any) -> Any:
-        content = {"content": body, "headers": PROTO} if isinstance(body, bytes) else {"json": body}
-        while True:
-            response = await self.http.post(path, **content)
-            if response.status_code != 429:  # "not now"
-                break
-            await asyncio.sleep(0.2)
-        if response.status_code != 200:
-            raise RuntimeError(f"{path}: {response.status_code} {response.text}")
-        return response.json()
-
-    async def done(self, future: Any) -> Any:
-        """The result of a future: JSON, or the bytes of a protobuf message."""
-        while True:
-            asked = {"request_id": future["request_id"]}
-            response = await self.http.post("/retrieve_future", json=asked)
-            if response.status_code != 408:  # "not yet"
-                break
-        if "protobuf" in response.headers["content-type"]:
-            return response.content
-        body = response.json()
-        if response.status_code != 200 or "error" in body:
-            raise RuntimeError(f"{future['request_id']}: {response.status_code} {body}")
-        return body
-
-    async def open(self) -> None:
-        self.session = (await self.post("/create_session", {}))["session_id"]
-        wish = {"session_id": self.session, "model_seq_id": 0, "base_model": self.model}
-        wish["lora_config"] = {"rank": RANK, "seed": 0}
-        self.run = (await self.done(await self.post("/create_model", wish)))["model_id"]
-
-    async def train(self, sequences: Sequence[Sequence[int]], *, forward: bool = False) -> Any:
-        """The logprobs of every sequence's tokens but the first, as one array."""
-        self.seq += 1
-        message = pb.ForwardBackwardRequest(
-            model_id=self.run, seq_id=self.seq, loss_fn="cross_entropy", forward_only=forward
-        )
-        for ids in sequences:
-            datum = message.data.add()
-            chunk = datum.model_input.add()
-            chunk.encoded_text.tokens = np.asarray(ids[:-1], "<i4").tobytes()
-            target = datum.loss_fn_inputs["target_tokens"]
-            target.dense, target.dtype = np.asarray(ids[1:], "<i8").tobytes(), pb.DTYPE_INT64
-        body = await self.done(await self.post("/forward_backward", message.SerializeToString()))
-        record = pb.ForwardBackwardOutput.FromString(body).loss_fn_outputs[0]
-        return np.frombuffer(record.fields["logprobs"].data, "<f4")
-
-    async def step(self, lr: float = 1e-3) -> None:
-        self.seq += 1
-        body = {"model_id": self.run, "seq_id": self.seq, "adam_params": {"learning_rate": lr}}
-        await self.done(await self.post("/optim_step", body))
-
-    async def sampler(self) -> str:
-        self.seq, self.samplers = self.seq + 1, self.samplers + 1
-        body = {"model_id": self.run, "seq_id": self.seq, "sampling_session_seq_id": self.samplers}
-        made = await self.post("/save_weights_for_sampler", body | {"kind": "snapshot"})
-        return (await self.done(made))["sampling_session_id"]
-
-    async def sample(self, sampler: str, seq: int, prompt: Sequence[int], length: int) -> Any:
-        """(token ids, logprobs) of one sequence."""
-        body = {
-            "sampling_session_id": sampler,
-            "seq_id": seq,
-            "num_samples": 1,
-            "prompt": {"chunks": [{"type": "encoded_text", "tokens": list(prompt)}]},
-            "sampling_params": {"max_tokens": length, "temperature": 1.0, "seed": seq, "stop": []},
-        }
-        answer = await self.done(await self.post("/asample", body))
-        (found,) = pb.SampleResponse.FromString(answer).sequences
-        return np.frombuffer(found.tokens, "<i4"), np.frombuffer(found.logprobs, "<f4")
-
-
-# ---------------------------------------------------------------- a server
-
-
-@dataclass
-class Server:
-    url: str
-    process: psutil.Process
-    model: str
-
-    @asynccontextmanager
-    async def client(self, number: int) -> AsyncGenerator[Client]:
-        async with httpx.AsyncClient(
-            base_url=f"{self.url}/api/v1", headers={"X-API-Key": key(number)}, timeout=300
-        ) as http:
-            yield Client(http, self.model)
-
-
-def key(number: int) -> str:
-    return f"tml-benchmark-{number}"
-
-
-@contextlib.contextmanager
-def serve(model: str, dtype: str, tenants: int):
-    """`astuner serve` with nothing on disk, until the block ends."""
-    command = [sys.executable, "-m", "astuner.cli", "serve", "--model", model, "port=0"]
-    command += [f"model.dtype={dtype}", "persistence=none", "model.name=it"]
-    command += [f"keys.t{i}={key(i)}" for i in range(tenants + 1)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if found := re.match(r"Serving \S+ at (\S+) for", line):
-                yield Server(found[1], psutil.Process(process.pid), "it")
-                return
-        raise RuntimeError("the server did not start")
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 # ---------------------------------------------------------------- throughput
@@ -194,6 +67,8 @@ class Speed:
     trained: float
     """Tokens a second, as are these."""
     sampled: float
+    trained_at_once: float = 0.0
+    sampled_at_once: float = 0.0
     small_calls: list[float] = field(default_factory=list[float])
     bytes_each: float = 0.0
     rss_each: float = 0.0
@@ -207,7 +82,9 @@ def chunks(items: Sequence[Any], size: int) -> list[Any]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-async def engine_alone(config: ServiceConfig, count: int, length: int) -> tuple[Speed, int]:
+async def engine_alone(
+    config: ServiceConfig, count: int, length: int, seconds: float
+) -> tuple[Speed, int]:
     """The same work on the engine in this process; also the size of the vocabulary."""
     base, _ = load_base(config)
     host, size = base.host, base.vocab_size
@@ -237,10 +114,80 @@ async def engine_alone(config: ServiceConfig, count: int, length: int) -> tuple[
     await asyncio.gather(*(generate(From(), ids[:PROMPT], params) for ids in data))
     sampled = time.perf_counter() - begun
     stats = host.stats()
+    new = length - PROMPT
+
+    async def train_some(_: int) -> int:
+        await host.forward_backward("one", as_samples(data[:CHUNK], size), cross_entropy)
+        return CHUNK * (length - 1)
+
+    async def sample_some(i: int) -> int:
+        await generate(From(), data[i % count][:PROMPT], params)
+        return new
+
+    at_once = await both(seconds, [train_some], [sample_some] * IN_FLIGHT)
     host.close()  # type: ignore[attr-defined]
-    new = count * (length - PROMPT)
     held = float(stats.resident_bytes + stats.swapped_bytes)
-    return Speed(count * (length - 1) / trained, new / sampled, bytes_each=held), size
+    speed = Speed(count * (length - 1) / trained, count * new / sampled, *at_once)
+    return replace(speed, bytes_each=held), size
+
+
+Work = Callable[[int], Awaitable[int]]
+"""Its number -> how many tokens it did."""
+
+
+async def both(
+    seconds: float, training: Sequence[Work], sampling: Sequence[Work]
+) -> tuple[float, float]:
+    """Tokens a second of each kind, while each piece of work is done again and again."""
+    ends = time.perf_counter() + seconds
+
+    async def again(work: Work, i: int) -> int:
+        done = 0
+        for number in itertools.count(i, IN_FLIGHT):
+            tokens = await work(number)
+            if time.perf_counter() > ends:
+                return done
+            done += tokens
+        raise AssertionError
+
+    kinds = (training, sampling)
+    counts = await asyncio.gather(
+        *(asyncio.gather(*(again(w, i) for i, w in enumerate(kind))) for kind in kinds)
+    )
+    trained, sampled = (sum(done) / seconds for done in counts)
+    return trained, sampled
+
+
+async def at_once(
+    seconds: float, clients: Sequence[Client], data: Sequence[list[list[int]]], length: int
+) -> tuple[float, float]:
+    """The same over HTTP: every other tenant trains, the rest samples; a lone one does both."""
+    pairs = list(zip(clients, data, strict=True))
+    trainers, drawers = pairs[::2], pairs[1::2] or pairs
+    samplers = [await client.sampler() for client, _ in drawers]
+
+    def training(client: Client, own: list[list[int]]) -> Work:
+        async def work(_: int) -> int:
+            await client.train(own[:CHUNK])
+            return len(own[:CHUNK]) * (length - 1)
+
+        return work
+
+    def sampling(which: int) -> Work:
+        (client, own), sampler = drawers[which], samplers[which]
+
+        async def work(number: int) -> int:
+            prompt = own[number % len(own)][:PROMPT]
+            tokens, _ = await client.sample(sampler, number + 1, prompt, length - PROMPT)
+            return len(tokens)
+
+        return work
+
+    return await both(
+        seconds,
+        [training(*pair) for pair in trainers],
+        [sampling(i % len(drawers)) for i in range(IN_FLIGHT)],
+    )
 
 
 def as_samples(sequences: Sequence[Sequence[int]], vocabulary: int) -> Any:
@@ -254,10 +201,9 @@ def as_samples(sequences: Sequence[Sequence[int]], vocabulary: int) -> Any:
     return samples(request, max_context=10**9, vocab_size=vocabulary)
 
 
-async def throughput(
-    model: str, dtype: str, tenants: int, count: int, length: int, size: int
-) -> Speed:
-    with serve(model, dtype, tenants) as server:
+async def throughput(args: argparse.Namespace, tenants: int, size: int) -> Speed:
+    count, length = args.sequences, args.length
+    with serve(args.model, args.dtype, tenants) as server:
         async with contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(server.client(i)) for i in range(tenants)]
             prober = await stack.enter_async_context(server.client(tenants))
@@ -275,10 +221,11 @@ async def throughput(
             sampled = await timed([draw(c, d, length) for c, d in zip(clients, data, strict=True)])
             probing.cancel()
             grown = server.process.memory_info().rss - before
+            mixed = await at_once(args.seconds, clients, data, length)
     total = share * tenants
     return Speed(
-        total * (length - 1) / trained, total * (length - PROMPT) / sampled, small,
-        rss_each=grown / tenants,
+        total * (length - 1) / trained, total * (length - PROMPT) / sampled, *mixed,
+        small_calls=small, rss_each=grown / tenants,
     )  # fmt: skip
 
 
@@ -357,6 +304,7 @@ def row(name: str, speed: Speed, alone: Speed) -> list[str]:
         f"{speed.trained / alone.trained:.0%}",
         f"{speed.sampled:.0f}",
         f"{speed.sampled / alone.sampled:.0%}",
+        *(f"{a:.0f}" for a in (speed.trained_at_once, speed.sampled_at_once)),
         *(f"{np.quantile(calls, q):.0f}" if speed.small_calls else "" for q in (0.5, 0.99)),
         f"{speed.bytes_each / 1e6:.1f}" if speed.bytes_each else "",
         f"{speed.rss_each / 1e6:.0f}" if speed.rss_each else "",
@@ -365,17 +313,18 @@ def row(name: str, speed: Speed, alone: Speed) -> list[str]:
 
 HEAD = (
     "tenants", "trained tokens/s", "of engine", "sampled tokens/s", "of engine",
+    "at once: trained tokens/s", "sampled tokens/s",
     "small calls p50 ms", "p99 ms", "MB a tenant", "RSS MB a tenant",
 )  # fmt: skip
 
 
 async def measure(args: argparse.Namespace) -> str:
     config = load_service_config(None, [f"model.path={args.model}", f"model.dtype={args.dtype}"])
-    alone, size = await engine_alone(config, args.sequences, args.length)
+    alone, size = await engine_alone(config, args.sequences, args.length, args.seconds)
     rows = [row("engine", alone, alone)]
     print(*rows[-1], flush=True)
     for tenants in args.tenants:
-        speed = await throughput(args.model, args.dtype, tenants, args.sequences, args.length, size)
+        speed = await throughput(args, tenants, size)
         rows.append(row(str(tenants), speed, alone))
         print(*rows[-1], flush=True)
     differences: Rows = []
@@ -385,16 +334,17 @@ async def measure(args: argparse.Namespace) -> str:
         differences.append([dtype, f"{before:.2e}", f"{after:.2e}", f"{bound:g}", verdict])
         print(*differences[-1], flush=True)
     head = ("dtype", "before updates", "after 3 updates", "bound", "kept")
-    return f"{table(HEAD, rows)}\n\nLargest difference of a logprob:\n\n{table(head, differences)}"
+    return table(head, differences)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--tenants", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--tenants", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--length", type=int, default=48)
+    parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     begun = time.perf_counter()
