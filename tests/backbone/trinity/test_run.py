@@ -165,7 +165,7 @@ def test_without_the_package_the_line_that_installs_it(
     made = tiny_job(tmp_path, tmp_path, EarlyLetters)
     made.config.backbone = "trinity"
     made.config.trainer_common.device = "cpu"
-    monkeypatch.setattr("astuner.backbone.trinity.requirements.find_spec", lambda name: None)
+    monkeypatch.setattr("astuner.backbone.spawned.devices.find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match=r"astuner\[trinity\]"):
         made.tune()
 

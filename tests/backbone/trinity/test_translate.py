@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from astuner.backbone.spawned import devices
 from astuner.backbone.spawned.choices import Device, Facts
 from astuner.backbone.translation import translation_of
 from astuner.backbone.trinity import limits, requirements, table, translate
@@ -573,7 +574,7 @@ def test_the_device(overrides: tuple[str, ...], visible: int, device: str) -> No
 @pytest.mark.parametrize(
     ("overrides", "visible", "message"),
     [
-        ((), 8, "ask for 9 GPUs together, but 8 are visible here"),
+        ((), 8, "asks for 9 GPUs, but 8 are visible here"),
         (("trainer_common.device=cuda",), 0, "is cuda, but no GPU is visible"),
         (("rollout.nnodes=2",), 16, "need a Ray cluster"),
     ],
@@ -584,7 +585,7 @@ def test_too_few_gpus(overrides: tuple[str, ...], visible: int, message: str) ->
 
 
 def test_a_missing_package_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == "ray" else object())
+    monkeypatch.setattr(devices, "find_spec", lambda name: None if name == "ray" else object())
     with pytest.raises(MissingDependency, match=r"astuner\[trinity\]") as caught:
         requirements.need_trinity("service")
     assert "--env trinity" in str(caught.value)
