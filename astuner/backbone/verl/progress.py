@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from astuner.backbone.report import verl_checkpoint
+from astuner.backbone.report import saved_step
 from astuner.backbone.spawned.files import METRICS, read_stage
 from astuner.backbone.spawned.following import Follower as Following
 from astuner.backbone.spawned.following import StepDone, counted, renamed
@@ -77,9 +77,9 @@ class Follower(Following):
     def poll(self) -> None:
         """Everything that has come since the last call. Raises OSError when it cannot be kept."""
         self.show(read_stage(self.folder))
-        checkpoint = verl_checkpoint(self.folder.parent)
+        saved = saved_step(self.folder.parent, "verl")
         lines = self._lines.new()  # first: the groups of a step are spooled before its line
-        self.read(self._waiting.new(checkpoint))
+        self.read(self._waiting.new(saved))
         for line in lines:
             self.reads += 1
             self._line(int(line["step"]), _numbers(line["data"]))

@@ -40,21 +40,22 @@ class Waiting:
         self._groups: dict[str, tuple[Path, GroupRecord]] = {}
         self._noted: dict[str, tuple[int, bool]] = {}
         """verl's name of a group -> the step that took it, and whether to train on it."""
+        self._saved: int | None = None
+        """The step of the newest checkpoint."""
         self._kept: set[Path] = set()
-        """Files that a resume from the newest checkpoint may need."""
-        self._newest: Path | None = None
+        """Files that a resume from it may need."""
 
-    def new(self, checkpoint: Path | None) -> list[GroupRecord]:
-        """What has come since the last call. `checkpoint` is the newest whole one, looked up
-        before: groups that come later are not in it."""
+    def new(self, saved: int | None) -> list[GroupRecord]:
+        """What has come since the last call. `saved` is the step of the newest checkpoint, looked
+        up before: groups that come later are not in it."""
         for batch in map(batch_record, self._lines.new()):
             self._noted |= dict.fromkeys(batch.left_out, (batch.step, False))
             self._noted |= dict.fromkeys(batch.groups, (batch.step, True))
         found = self._spool.new_files()
         for path, record in found:
             self._add(path, record)
-        if checkpoint != self._newest:
-            self._newest = checkpoint
+        if saved != self._saved:
+            self._saved = saved
             before, self._kept = self._kept, {path for path, _ in self._groups.values()}
             _delete(*(before - self._kept))
         return [record for _, record in found]
@@ -76,7 +77,7 @@ class Waiting:
             if noted > step:
                 continue
             del self._groups[record.group_id], self._noted[record.name]
-            self._let_go(path)
+            self._let_go(path, step)
             (taken.records if trained or not record.kept else taken.stale).append(record)
         return taken
 
@@ -84,8 +85,10 @@ class Waiting:
         """Whether it was noted what this step was trained on."""
         return any(trained and at == step for at, trained in self._noted.values())
 
-    def _let_go(self, path: Path) -> None:
-        if path not in self._kept:
+    def _let_go(self, path: Path, step: int | None = None) -> None:
+        """Of a group that `step` trained, or none."""
+        in_weights = step is not None and self._saved is not None and step <= self._saved
+        if in_weights or path not in self._kept:
             _delete(path)
 
 

@@ -60,32 +60,41 @@ def test_several_mini_batches_and_a_group_that_is_seen_late(tmp_path: Path) -> N
 
 def test_what_a_checkpoint_may_hand_back_stays(tmp_path: Path) -> None:
     """Step 1 is saved while "c" waits and "d" is still played; step 2 trains both, then a kill."""
-    waiting, one = Waiting(tmp_path), tmp_path / "global_step_1"
+    waiting = Waiting(tmp_path)
     for group in "abc":
         spool(tmp_path, group)
     note(tmp_path, 1, "a", "b")
     waiting.new(None)
     waiting.take(1)
     assert files(tmp_path) == 1
-    waiting.new(one)
+    waiting.new(1)
     spool(tmp_path, "d")
     note(tmp_path, 2, "c", "d")
-    waiting.new(one)
+    waiting.new(1)
     assert names(waiting.take(2)) == (["c", "d"], [])
     assert files(tmp_path) == 1, "c: a resume from step 1 gets its rows back"
 
     resumed = Waiting(tmp_path)
     forget_batches(tmp_path, after=1)
-    assert [r.group_id for r in resumed.new(one)] == ["c"]
+    assert [r.group_id for r in resumed.new(1)] == ["c"]
     assert names(resumed.take(1)) == ([], [])
     spool(tmp_path, "d", "uid-again", step=2)
     note_batch(tmp_path, BatchRecord(2, ("uid-again",)))
     note(tmp_path, 3, "c")
-    resumed.new(one)
+    resumed.new(1)
     assert names(resumed.take(2)) == (["d"], [])
     assert names(resumed.take(3)) == (["c"], [])
     assert files(tmp_path) == 1
-    resumed.new(tmp_path / "global_step_3")
+    resumed.new(3)
+    assert files(tmp_path) == 0
+
+
+def test_what_is_in_a_checkpoints_weights_does_not_stay(tmp_path: Path) -> None:
+    waiting = Waiting(tmp_path)
+    spool(tmp_path, "a")
+    note(tmp_path, 1, "a")
+    waiting.new(1)  # step 1 is saved before it is reported
+    assert names(waiting.take(1)) == (["a"], [])
     assert files(tmp_path) == 0
 
 
