@@ -22,9 +22,9 @@ class Gpus:
     machines: int
     number: int
     """Of this machine."""
-    machines_asked: str
-    """E.g. "`astuner.trainer_common.nnodes` asks for"."""
-    asked: str
+    machines_by: str
+    """E.g. "`astuner.trainer_common.nnodes`"."""
+    by: str
     hint: str
     """What to do where there are fewer."""
 
@@ -70,13 +70,13 @@ def choose_device(
 def _check(gpus: Gpus, visible: int) -> None:
     if gpus.machines > 1:
         raise ConfigError(
-            f"{gpus.machines_asked} {gpus.machines} machines, which need a Ray cluster: `ray start "
-            "--head` on one, `ray start --address=HEAD:6379` on the others, then start astuner on "
-            "any of them with --ray-address auto."
+            f"{gpus.machines_by} asks for {gpus.machines} machines, which need a Ray cluster: "
+            "`ray start --head` on one, `ray start --address=HEAD:6379` on the others, then start "
+            "astuner on any of them with --ray-address auto."
         )
     if gpus.number > visible:
         raise ConfigError(
-            f"{gpus.asked} {gpus.number} GPUs, but {visible} are visible here. {gpus.hint}"
+            f"{gpus.by} asks for {gpus.number} GPUs, but {visible} are visible here. {gpus.hint}"
         )
 
 

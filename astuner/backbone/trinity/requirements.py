@@ -42,9 +42,8 @@ def _gpus(config: AstunerConfig) -> Gpus:
     return Gpus(
         machines=max(config.trainer_common.nnodes, own.nnodes),
         number=trainer_gpus(config) + (0 if is_colocated(config) else own.n_gpus_per_node),
-        machines_asked="`astuner.trainer_common.nnodes` or `astuner.rollout.nnodes` asks for",
-        asked="`astuner.trainer_common.n_gpus_per_node` + `astuner.rollout.n_gpus_per_node` asks "
-        "for",
+        machines_by="`astuner.trainer_common.nnodes` or `astuner.rollout.nnodes`",
+        by="`astuner.trainer_common.n_gpus_per_node` + `astuner.rollout.n_gpus_per_node`",
         hint="Set them lower (on one GPU: rollout.mode=sync, trainer_common.n_gpus_per_node=1), "
         "check CUDA_VISIBLE_DEVICES, or use rollout.engine=service.",
     )

@@ -51,7 +51,7 @@ def _gpus(config: AstunerConfig) -> Gpus:
     return Gpus(
         machines=max(trainer.nnodes, rollout.nnodes if is_async(config) else 1),
         number=trainer.n_gpus_per_node + (rollout.n_gpus_per_node if is_async(config) else 0),
-        machines_asked="`astuner.trainer_common.nnodes` asks for",
-        asked=f"`astuner.trainer_common.n_gpus_per_node`{pools} asks for",
+        machines_by="`astuner.trainer_common.nnodes`",
+        by=f"`astuner.trainer_common.n_gpus_per_node`{pools}",
         hint="Set it lower, or check CUDA_VISIBLE_DEVICES.",
     )
