@@ -1,8 +1,9 @@
 """Everything that is worked around in Trinity-RFT 0.6.0 by other means than a public setting
 would be chosen for; each with the line in question.
 
-Nothing of Trinity is edited or replaced. `tests/backbone/trinity/test_workarounds.py` has a
-test for each that fails when Trinity no longer needs it.
+Nothing of Trinity is edited or replaced. Three more stand where they act: `final`,
+`served_weights`, `surplus`. `tests/backbone/trinity/test_workarounds.py` has a test for each
+that fails when Trinity no longer needs it.
 """
 
 from __future__ import annotations

@@ -58,6 +58,26 @@ def test_trinitys_own_tinker_model_fixes_the_seed() -> None:
     assert InferenceModelConfig().seed == 42
 
 
+@trinity
+def test_a_resumed_explorer_does_not_wait_for_the_resumed_weights() -> None:
+    """Its first version is older than the synchronizer's first, and only an equal one waits."""
+    synchronizer = source("trinity.manager.synchronizer", "Synchronizer")
+    assert "self.model_version = 0" in synchronizer
+    assert "if self.model_version == current_version:" in synchronizer
+    assert "self.model_version = -1" in source("trinity.explorer.explorer", "Explorer")
+
+
+@trinity
+def test_weights_of_samplers_are_not_deleted() -> None:
+    """A service names a checkpoint by its kind too: sampler_weights/NAME."""
+    wrapper: Any = __import__(
+        "trinity.trainer.tinker.tinker_trainer", fromlist=["TinkerTrainerWrapper"]
+    ).TinkerTrainerWrapper
+    save = inspect.getsource(wrapper.save_state_dict)
+    assert "delete_checkpoint_async(" in save and "self.model_info.model_id, stale" in save
+    assert "sampler_weights" not in save
+
+
 def test_a_break_is_found_in_what_is_new_in_the_log(tmp_path: Path) -> None:
     log = tmp_path / "trinity.log"
     log.write_text(f"an earlier attempt: {workarounds.BREAKS[0]}\n")
