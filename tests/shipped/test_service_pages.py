@@ -111,6 +111,8 @@ def test_the_python_blocks_run(tmp_path: Path, tiny_model_dir: Path) -> None:
     losses = [float(x) for x in re.findall(r"^loss (\S+)$", done.stdout, re.MULTILINE)]
     assert len(losses) == 10 and losses[-1] < losses[0]
     assert "goes on as" in done.stdout
+    taken = {f.name for f in (tmp_path / "adapter" / "moon").iterdir()}
+    assert taken == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 # ---------------------------------------------------------------- messages
