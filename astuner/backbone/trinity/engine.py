@@ -3,8 +3,7 @@
 Trinity's own model objects take messages, or fix the seed; so tokens go straight to what
 they stand on: to a Tinker service with the SDK, to vLLM's completions endpoint with token
 ids. Which weights are served is asked before each call. Everything is awaited on the loop
-of Trinity's runner, whoever asks from whatever thread. A caller who leaves cancels the
-await. Whatever SDK, Ray or HTTP raise passes through: the proxy makes EngineErrors of it.
+of Trinity's runner.
 """
 
 from __future__ import annotations
@@ -12,29 +11,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from astuner.backbone.spawned.answers import chunks
+from astuner.backbone.spawned.answers import Answer, AnswerEngine
 from astuner.backbone.trinity.served_weights import SECONDS_BETWEEN, TRIES, ServedWeights
-from astuner.engine.protocol import SamplingParams, TokenChunk
-from astuner.errors import ContextLengthError, EngineClosed, EngineError
+from astuner.engine.protocol import SamplingParams
+from astuner.errors import EngineError
 
 SAMPLERS = 2
 """Clients that are kept: of the newest weights, and of those just before."""
 _VERSION = re.compile(r"-sampler-(\d+)$")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A whole completion."""
-
-    token_ids: Sequence[int]
-    logprobs: Sequence[float]
-    oldest: int
-    """Weights that may have sampled it."""
-    newest: int
 
 
 class Sampler(Protocol):
@@ -43,7 +30,7 @@ class Sampler(Protocol):
     async def sample(self, prompt_ids: list[int], params: SamplingParams, limit: int) -> Answer: ...
 
 
-class TrinityEngine:
+class TrinityEngine(AnswerEngine):
     """An `Engine` over a sampler; usable from any thread and loop."""
 
     def __init__(
@@ -54,45 +41,13 @@ class TrinityEngine:
         max_context: int,
         on_answer: Callable[[], None] = lambda: None,
     ) -> None:
-        self.max_context = max_context
-        self.version = 0
-        """The newest weights that were seen to answer."""
-        self.answers = 0
+        super().__init__(loop, max_context=max_context, on_answer=on_answer)
         self._sampler = sampler
-        self._loop = loop
-        self._on_answer = on_answer
 
-    async def stream(
-        self, prompt_ids: Sequence[int], params: SamplingParams
-    ) -> AsyncGenerator[TokenChunk, None]:
-        """See `Engine.stream`."""
-        room = self.max_context - len(prompt_ids)
-        if room < 1:
-            raise ContextLengthError(len(prompt_ids), self.max_context)
-        limit = min(params.max_tokens, room)
-        answer = await self._ask(list(prompt_ids), params, limit)
+    async def sample(self, prompt_ids: list[int], params: SamplingParams, limit: int) -> Answer:
+        answer = await self._sampler.sample(prompt_ids, params, limit)
         check(answer, limit)
-        self.version = max(self.version, answer.newest)
-        self.answers += 1
-        self._on_answer()
-        for chunk in chunks(
-            answer.token_ids,
-            answer.logprobs,
-            params,
-            limit,
-            oldest=answer.oldest,
-            newest=answer.newest,
-        ):
-            yield chunk
-
-    async def _ask(self, prompt: list[int], params: SamplingParams, limit: int) -> Answer:
-        asked = self._sampler.sample(prompt, params, limit)
-        try:
-            future = asyncio.run_coroutine_threadsafe(asked, self._loop)
-        except RuntimeError as error:
-            asked.close()
-            raise EngineClosed("Trinity's runner has ended.") from error
-        return await asyncio.wrap_future(future)
+        return answer
 
 
 def check(answer: Answer, limit: int) -> None:

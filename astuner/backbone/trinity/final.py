@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from astuner.backbone.assembly import UserParts, max_context, open_codec, open_server, workbench
+from astuner.backbone.spawned.answers import Answer
 from astuner.backbone.tinker.connection import Connection, Patience
-from astuner.backbone.trinity.engine import Answer, TrinityEngine, sampled
+from astuner.backbone.trinity.engine import TrinityEngine, sampled
 from astuner.chat import ChatCodec
 from astuner.config.schema import AstunerConfig
 from astuner.engine.protocol import SamplingParams

@@ -2,21 +2,20 @@
 
 One `stream` is one `LLMServerClient.generate`, which answers in one piece, so there is
 one chunk (two, where the weights changed meanwhile). It is awaited on the loop of verl's
-AgentLoopWorker, whoever asks from whatever thread. A caller who leaves cancels that
-await; verl has no way to stop the server, which samples on to the call's length limit.
-Whatever verl or Ray raise passes through: the proxy makes EngineErrors of it.
+AgentLoopWorker. A caller who leaves cancels that await; verl has no way to stop the
+server, which samples on to the call's length limit.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 from uuid import uuid4
 
-from astuner.backbone.spawned.answers import chunks
-from astuner.engine.protocol import SamplingParams, TokenChunk
-from astuner.errors import ContextLengthError, EngineClosed, EngineError
+from astuner.backbone.spawned.answers import Answer, AnswerEngine
+from astuner.engine.protocol import SamplingParams
+from astuner.errors import EngineError
 
 ABORTED = ("abort", "aborted")
 
@@ -38,7 +37,7 @@ class Client(Protocol):
     ) -> Output: ...
 
 
-class VerlEngine:
+class VerlEngine(AnswerEngine):
     """An `Engine` over verl's client; usable from any thread and loop."""
 
     def __init__(
@@ -52,49 +51,19 @@ class VerlEngine:
     ) -> None:
         """`seeded`: the server takes a `seed` for each call. vLLM does, but slows down with
         it, and would repeat its random numbers where it goes on after a weight update."""
-        self.max_context = max_context
-        self.version = 0
-        """The newest weights that were seen to answer."""
-        self.answers = 0
+        super().__init__(loop, max_context=max_context, on_answer=on_answer)
         self._client = client
-        self._loop = loop
         self._seeded = seeded
-        self._on_answer = on_answer
 
-    async def stream(
-        self, prompt_ids: Sequence[int], params: SamplingParams
-    ) -> AsyncGenerator[TokenChunk, None]:
-        """See `Engine.stream`."""
-        room = self.max_context - len(prompt_ids)
-        if room < 1:
-            raise ContextLengthError(len(prompt_ids), self.max_context)
-        limit = min(params.max_tokens, room)
-        output = await self._ask(list(prompt_ids), self._wire(params, limit), params.session)
-        oldest, newest = check(output, limit)
-        self.version = max(self.version, newest)
-        self.answers += 1
-        self._on_answer()
-        for chunk in chunks(
-            output.token_ids,
-            output.log_probs or (),
-            params,
-            limit,
-            oldest=oldest,
-            newest=newest,
-            cached=output.extra_fields.get("num_cached_tokens") or 0,
-        ):
-            yield chunk
-
-    async def _ask(self, prompt: list[int], wire: dict[str, Any], session: str) -> Output:
+    async def sample(self, prompt_ids: list[int], params: SamplingParams, limit: int) -> Answer:
         # verl sends calls of one request id to one server, for its prefix cache.
-        request_id = session or uuid4().hex
-        asked = self._client.generate(request_id, prompt_ids=prompt, sampling_params=wire)
-        try:
-            future = asyncio.run_coroutine_threadsafe(asked, self._loop)
-        except RuntimeError as error:
-            asked.close()
-            raise EngineClosed("verl's agent loop worker has ended.") from error
-        return await asyncio.wrap_future(future)
+        request_id = params.session or uuid4().hex
+        output = await self._client.generate(
+            request_id, prompt_ids=prompt_ids, sampling_params=self._wire(params, limit)
+        )
+        oldest, newest = check(output, limit)
+        cached = output.extra_fields.get("num_cached_tokens") or 0
+        return Answer(output.token_ids, output.log_probs or (), oldest, newest, cached)
 
     def _wire(self, params: SamplingParams, limit: int) -> dict[str, Any]:
         """The parameters under verl's names, which are vLLM's."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from astuner.backbone.spawned.answers import Answer
 from astuner.backbone.trinity.engine import (
-    Answer,
     ServiceSampler,
     TrinityEngine,
     VllmSampler,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from astuner.backbone.spawned.answers import Answer
 from astuner.backbone.spawned.files import SETTINGS, STOP, JobFile, SpoolReader, last_sign
-from astuner.backbone.trinity.engine import Answer, TrinityEngine
+from astuner.backbone.trinity.engine import TrinityEngine
 from astuner.backbone.trinity.groups import train_rows, validation_task_rows
 from astuner.backbone.trinity.opening import Desk, open_desk
 from astuner.config.load import from_python
