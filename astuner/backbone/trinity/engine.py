@@ -118,7 +118,7 @@ async def sampled(
     """One completion of a SamplingClient, of weights of this version."""
     from tinker import types  # pyright: ignore[reportMissingImports]
 
-    response = await client.sample_async(
+    response = await client.sample(
         prompt=types.ModelInput.from_ints(prompt_ids),
         num_samples=1,
         sampling_params=types.SamplingParams(

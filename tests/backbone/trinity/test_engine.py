@@ -92,7 +92,7 @@ async def test_a_service_is_asked_with_our_seed_and_the_newest_weights() -> None
     asked: list[Any] = []
 
     class Client:
-        async def sample_async(self, **request: Any) -> Any:
+        async def sample(self, **request: Any) -> Any:
             asked.append(request)
             return SimpleNamespace(sequences=[SimpleNamespace(tokens=[7], logprobs=[-0.5])])
 
