@@ -9,11 +9,36 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 Replaced = Mapping[str, tuple[Any, Any]]
 """Key -> what astuner would set, and what it is instead."""
+
+
+def flat(tree: Mapping[str, Any], *, lists: bool = False) -> dict[str, Any]:
+    """Dotted keys down to the last mapping; with `lists` an entry of a list of mappings has its
+    number as a key."""
+    return dict(_leaves("", tree, lists))
+
+
+def _leaves(prefix: str, tree: Mapping[str, Any], lists: bool) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if branches := _branches(value, lists):
+            yield from _leaves(f"{prefix}{key}.", branches, lists)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _branches(value: Any, lists: bool) -> dict[str, Any]:
+    """What lies below; nothing below a plain value, or a list of such."""
+    if isinstance(value, dict):
+        return cast("dict[str, Any]", value)
+    if lists and isinstance(value, list):
+        entries = cast("list[Any]", value)
+        if entries and all(isinstance(entry, dict) for entry in entries):
+            return {str(number): entry for number, entry in enumerate(entries)}
+    return {}
 
 
 def overridden(ours: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -8,11 +8,11 @@ file and line numbers in comments are those of Trinity-RFT 0.6.0.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from astuner.backbone.lora_parts import lora_parts
+from astuner.backbone.overriding import flat
 from astuner.backbone.spawned.choices import NEVER, Device, Facts
 from astuner.config.schema import AstunerConfig
 
@@ -187,34 +187,9 @@ def _validation(config: AstunerConfig, run_dir: Path) -> Settings:
     }
 
 
-# ---------------------------------------------------------------- flat keys
+# ---------------------------------------------------------------- raw settings
 
 
 def raw(config: AstunerConfig) -> Settings:
     """`astuner.trinity` as flat dotted keys."""
-    return flat(config.trinity)
-
-
-def flat(tree: Mapping[str, Any]) -> Settings:
-    """Dotted keys down to the last mapping; an entry of a list of mappings has its number."""
-    return dict(_leaves("", tree))
-
-
-def _leaves(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        branches = _branches(value)
-        if branches:
-            yield from _leaves(f"{prefix}{key}.", branches)
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _branches(value: Any) -> dict[str, Any]:
-    """What lies below; nothing below a plain value, or a list of such."""
-    if isinstance(value, dict):
-        return cast("dict[str, Any]", value)
-    if isinstance(value, list):
-        entries = cast("list[Any]", value)
-        if entries and all(isinstance(entry, dict) for entry in entries):
-            return {str(number): entry for number, entry in enumerate(entries)}
-    return {}
+    return flat(config.trinity, lists=True)

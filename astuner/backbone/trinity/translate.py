@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from astuner.backbone import overriding
-from astuner.backbone.overriding import announced
+from astuner.backbone.overriding import announced, flat
 from astuner.backbone.spawned.choices import Device, Facts, assumed
 from astuner.backbone.spawned.explaining import looked_up
 from astuner.backbone.translation import Translation
@@ -37,7 +37,7 @@ __all__ = [
     "warnings",
 ]
 
-flat, raw, route = sections.flat, sections.raw, sections.route
+raw, route = sections.raw, sections.route
 
 RAW = "trinity"
 
@@ -82,7 +82,7 @@ def translated(
         **learning.algorithm(config, way),
         **learning.optimizer(config),
     }
-    return flat(told)
+    return flat(told, lists=True)
 
 
 # ---------------------------------------------------------------- raw settings

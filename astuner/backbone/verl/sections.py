@@ -8,10 +8,10 @@ are those of verl 0.9.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from astuner.backbone.overriding import flat
 from astuner.backbone.spawned.choices import NEVER, Device, Facts, save_every
 from astuner.backbone.verl_cpu import ROLLOUT as EMBEDDED
 from astuner.backbone.verl_cpu import WEIGHT_SYNC, WEIGHT_SYNC_MODULE
@@ -248,12 +248,4 @@ def schedule(config: AstunerConfig, run_dir: Path, facts: Facts, *, resume: bool
 
 def raw(config: AstunerConfig) -> Settings:
     """`astuner.verl` as flat dotted keys."""
-    return dict(_leaves("", config.verl))
-
-
-def _leaves(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(f"{prefix}{key}.", cast("dict[str, Any]", value))
-        else:
-            yield f"{prefix}{key}", value
+    return flat(config.verl)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from astuner.backbone.overriding import flat
 from astuner.backbone.spawned.choices import Device
 from astuner.backbone.spawned.explaining import looked_up
 from astuner.backbone.trinity.compose import (
@@ -19,7 +20,6 @@ from astuner.backbone.trinity.compose import (
 )
 from astuner.backbone.trinity.limits import LIFTED_BY
 from astuner.backbone.trinity.reserved import INSTEAD
-from astuner.backbone.trinity.sections import flat
 from astuner.backbone.trinity.translate import to_trinity, translation
 from astuner.config.load import load_config
 from astuner.errors import ConfigError
@@ -179,7 +179,7 @@ def test_what_we_name_is_in_trinitys_configuration() -> None:
 
 def test_flat_keys_and_the_tree_are_the_same() -> None:
     tree = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": [{"f": 1}, {"f": 2, "g": {"h": None}}]}
-    keys = flat(tree)
+    keys = flat(tree, lists=True)
     assert keys == {"a.b": 1, "a.c.d": [1, 2], "e.0.f": 1, "e.1.f": 2, "e.1.g.h": None}
     assert nested(keys) == tree
 
