@@ -14,6 +14,7 @@ CREATE = 0
 """The seq_id of making the run; the client's own numbers start at 1."""
 BACKWARD, STEP = "forward_backward", "optim_step"
 """Kinds of operations that a batch is made of."""
+LOAD = "load_weights"
 
 
 @dataclass(frozen=True, slots=True)

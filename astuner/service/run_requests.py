@@ -21,7 +21,7 @@ from astuner.service.futures import FutureBook
 from astuner.service.limits import Limits
 from astuner.service.names import parse_path, request_id, run_id, sampler_id
 from astuner.service.records import RunRecord, SamplerRecord, Shape
-from astuner.service.run import BACKWARD, CREATE, STEP, Operation
+from astuner.service.run import BACKWARD, CREATE, LOAD, STEP, Operation
 from astuner.service.runs import RunBook
 from astuner.service.samplers import SamplerBook
 from astuner.service.sampling import SampleDesk
@@ -80,7 +80,7 @@ class RunRequests:
         wish = NewRun(source.base_model, source.shape, user_metadata=user_metadata)
         record = self._new_run(tenant, session_id, number, wish)
         do = partial(self.trainer.create_from, path=path, optimizer=optimizer)
-        operation = Operation(request_id(record.run_id, CREATE), "load_weights", do)
+        operation = Operation(request_id(record.run_id, CREATE), LOAD, do)
         return self.runs.create(record, operation, digest)
 
     def _new_run(self, tenant: str, session_id: str, number: int, wish: NewRun) -> RunRecord:
@@ -189,7 +189,7 @@ class RunRequests:
     ) -> str:
         do = partial(self.trainer.load, path=path, optimizer=optimizer)
         revive = partial(self.trainer.create_from, path=path, optimizer=optimizer)
-        return self._operate(tenant, run, seq, "load_weights", do, digest, revive=revive)
+        return self._operate(tenant, run, seq, LOAD, do, digest, revive=revive)
 
     def _operate(
         self,

@@ -26,6 +26,7 @@ from astuner.service.names import parse_path
 from astuner.service.records import SamplerRecord, parse, row
 from astuner.service.snapshots import SnapshotShelf
 from astuner.service.store.protocol import Row, Store
+from astuner.types import TokenIds
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ Floats = NDArray[np.float32]
 class SampleSpec:
     """A sample request, checked."""
 
-    prompt: Sequence[int]
+    prompt: TokenIds
     num_samples: int
     params: SamplingParams
     stops: Sequence[str] = ()
@@ -214,7 +215,8 @@ class Drawing:
         logprobs: list[float] = []
         top: list[dict[int, float]] = []
         stopped, cached = False, 0
-        stream = self._host.stream(spec.prompt, params, weights=weights, tenant=tenant)
+        prompt = spec.prompt.tolist()
+        stream = self._host.stream(prompt, params, weights=weights, tenant=tenant)
         try:
             async for chunk in stream:
                 cached = cached or chunk.prefill_cached
@@ -235,7 +237,8 @@ class Drawing:
         """The prompt's own logprobs, and no sequences."""
         if not spec.prompt_logprobs and not spec.top_prompt:
             return Sampled(())
-        scores = await self._host.score(spec.prompt, weights=weights, top_k=spec.top_prompt)
+        prompt = spec.prompt.tolist()
+        scores = await self._host.score(prompt, weights=weights, top_k=spec.top_prompt)
         return Sampled((), *_shown(scores, spec))
 
 

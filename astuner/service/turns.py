@@ -24,7 +24,7 @@ from astuner.errors import (
 from astuner.service.futures import FutureBook
 from astuner.service.observe import Observer
 from astuner.service.records import Category, row
-from astuner.service.run import BACKWARD, STEP, Operation, Run
+from astuner.service.run import BACKWARD, LOAD, STEP, Operation, Run
 from astuner.service.scheduler import Work, Workers
 from astuner.service.training import Done, Trainer
 
@@ -79,6 +79,8 @@ class Turns:
                 return
             finally:
                 run.begun_at = None
+        if operation.kind == LOAD:  # which leaves no gradient either
+            run.spoilt = ""
         self._observer.trained(record.tenant, operation.tokens)
         run.finish(operation, record)
         self._futures.done(operation.request_id, answer, also=[row(run.record)])

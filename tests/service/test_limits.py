@@ -215,6 +215,17 @@ async def test_no_step_is_taken_on_a_part_of_a_batch(tmp_path: Path) -> None:
         assert w.host.adapters[run].steps == 1
 
 
+async def test_a_state_that_is_loaded_ends_the_batch_that_failed(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        a = w.alice
+        run = await a.create(await a.session())
+        state = (await a.done(await a.save(run, 1, "s")))["path"]
+        await a.train(run, 2, [1, 99])
+        body = {"model_id": run, "seq_id": 3, "path": state, "optimizer": True}
+        await a.post("/load_weights", body)
+        await a.done(await a.train(run, 4, [1, 2]))  # though nobody has asked what became of 2
+
+
 async def test_whoever_knows_of_the_failure_goes_on_at_once(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         a = w.alice

@@ -523,6 +523,27 @@ async def test_a_run_that_cannot_be_recorded_is_answered_so(tmp_path: Path) -> N
         await bob_is_fine(w)
 
 
+async def test_a_sampler_that_cannot_be_recorded_leaves_no_weights(tmp_path: Path) -> None:
+    store = FullStore()
+    async with world(tmp_path, store=store) as w:
+        a = w.alice
+        session = await a.session()
+        run = await a.create(session)
+        path = (await a.done(await a.save_sampler(run, 1, "s")))["path"]
+        store.full = True
+        asked = {"session_id": session, "sampling_session_seq_id": 0, "model_path": path}
+        await a.refused(503, "POST", "/create_sampling_session", json=asked)
+        body = {"model_id": run, "seq_id": 2, "sampling_session_seq_id": 1}
+        category, error = await a.failure(await a.post("/save_weights_for_sampler", body))
+        assert category == "server" and "disk is full" in error
+        assert w.host.snapshots == {}
+        # The end of a session gives everything back all the same.
+        await a.post(f"/sessions/{session}/finish")
+        assert w.host.adapters == {}
+        store.full = False
+        await bob_is_fine(w)
+
+
 async def test_a_checkpoint_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         a = w.alice

@@ -84,7 +84,8 @@ class Connection:
         """Tell the service that it is over. The SDK's loop lives on."""
         close = getattr(self._client, "close", None)
         if close is not None:
-            with suppress(Exception):  # nobody to tell: the service ends it in its own time
+            # Nobody to tell: the service ends it in its own time.
+            with suppress(self.sdk.TinkerError, TimeoutError, OSError, RuntimeError):
                 close("success").future().result(CLOSE_SECONDS)
 
     # ------------------------------------------------------------ what is asked

@@ -1,9 +1,8 @@
 """A training run of a service as a Policy.
 
-Samples go out as datums: the tokens but the last, the tokens but the first as targets, and
-numbers for each target; so position t of a sample is position t - 1 of its datum. Gradients
-are those of our own losses, see `gradients`. A checkpoint is a state that the service
-keeps; on our side it is one small file that names it.
+Samples go out as datums, see `datums`; gradients are those of our own losses, see
+`gradients`. A checkpoint is a state that the service keeps; on our side it is one small
+file that names it.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from astuner.backbone.report import SERVICE_STATE as STATE_FILE
 from astuner.backbone.tinker.connection import Connection, Refused
+from astuner.backbone.tinker.datums import datums, logprobs_of, result_of
 from astuner.backbone.tinker.engine import TinkerEngine
 from astuner.backbone.tinker.gradients import Remote, remote_loss
 from astuner.backbone.tinker.loss_here import Taken, check_ready, take_loss
@@ -119,11 +119,11 @@ class TinkerPolicy:
         """See `Policy.forward`. The API's temperature is 1."""
         _only_at_one(temperature)
         zeros = [np.zeros(len(s.token_ids), np.float32) for s in samples]
-        data = self._datums(samples, {"weights": zeros})
+        data = datums(self.connection.sdk.types, samples, {"weights": zeros})
         output = await self.connection.ask(
             "forward", lambda: self._training.forward(data, "cross_entropy")
         )
-        return _logprobs(output, samples)
+        return logprobs_of(output, samples)
 
     async def forward_backward(
         self, samples: Sequence[Sample], loss: LossSpec
@@ -142,15 +142,15 @@ class TinkerPolicy:
                 self._refused.add(remote.loss)
             else:
                 self._proven.add(remote.loss)
-                logprobs = _logprobs(output, samples)
+                logprobs = logprobs_of(output, samples)
                 taken = self._taken(samples, logprobs, None, loss)
-                return _result(taken, logprobs, output, samples)
+                return result_of(taken, logprobs, output, samples)
         logprobs = await self.forward(samples)
         reference = await self._reference(samples) if loss.kl_coef > 0 else None
         taken = self._taken(samples, logprobs, reference, loss)
         weights = [-gradient for gradient in taken.gradient]
         output = await self._backward(samples, Remote("cross_entropy", {"weights": weights}))
-        return _result(taken, logprobs, output, samples)
+        return result_of(taken, logprobs, output, samples)
 
     async def optim_step(self, params: AdamParams) -> dict[str, float]:
         """See `Policy.optim_step`. `grad_norm` is NaN where the service does not tell it."""
@@ -272,32 +272,12 @@ class TinkerPolicy:
         return take_loss(samples, logprobs, reference, loss, self._losses, self._kls)
 
     async def _backward(self, samples: Sequence[Sample], remote: Remote) -> Any:
-        data = self._datums(samples, remote.inputs)
+        data = datums(self.connection.sdk.types, samples, remote.inputs)
         config = dict(remote.config) or None
         return await self.connection.ask(
             f"forward_backward ({remote.loss})",
             lambda: self._training.forward_backward(data, remote.loss, config),
         )
-
-    def _datums(
-        self, samples: Sequence[Sample], inputs: Mapping[str, Sequence[Floats]]
-    ) -> list[Any]:
-        types = self.connection.sdk.types
-        return [
-            types.Datum(
-                model_input=types.ModelInput.from_ints(sample.token_ids[:-1].tolist()),
-                loss_fn_inputs={
-                    "target_tokens": types.TensorData.from_numpy(
-                        sample.token_ids[1:].astype(np.int64)
-                    ),
-                    **{
-                        name: types.TensorData.from_numpy(values[i][1:].astype(np.float32))
-                        for name, values in inputs.items()
-                    },
-                },
-            )
-            for i, sample in enumerate(samples)
-        ]
 
 
 def _lacks_loss(error: Refused, loss: str) -> bool:
@@ -309,31 +289,3 @@ def _lacks_loss(error: Refused, loss: str) -> bool:
 def _only_at_one(temperature: float) -> None:
     if temperature != 1:
         raise EngineError(f"The Tinker API trains at temperature 1, not {temperature}.")
-
-
-def _logprobs(output: Any, samples: Sequence[Sample]) -> tuple[Floats, ...]:
-    """[T] for each sample, 0 where the loss mask is false."""
-    if len(output.loss_fn_outputs) != len(samples):
-        raise EngineError(
-            f"The service answered {len(output.loss_fn_outputs)} of {len(samples)} samples."
-        )
-    found: list[Floats] = []
-    for record, sample in zip(output.loss_fn_outputs, samples, strict=True):
-        values = np.asarray(record["logprobs"].to_numpy(), np.float32).reshape(-1)
-        if len(values) != len(sample.token_ids) - 1:
-            raise EngineError(
-                f"The service gave {len(values)} logprobs for {len(sample.token_ids) - 1} targets."
-            )
-        found.append(np.where(sample.loss_mask, np.concatenate([[0], values]), 0).astype("f4"))
-    return tuple(found)
-
-
-def _result(
-    taken: Taken, logprobs: tuple[Floats, ...], output: Any, samples: Sequence[Sample]
-) -> ForwardBackwardResult:
-    """The loss and metrics of ours, with what only the service knows."""
-    counts = ("packed_tokens", "sample_tokens", "micro_batches")
-    told = {k.partition(":")[0]: float(v) for k, v in (output.metrics or {}).items()}
-    metrics = taken.metrics | {name: told[name] for name in counts if name in told}
-    metrics["trained_tokens"] = float(sum(s.num_trained for s in samples))
-    return ForwardBackwardResult(taken.loss, logprobs, metrics)

@@ -13,6 +13,7 @@ from astuner.errors import RequestError
 from astuner.service.samplers import SampleSpec
 from astuner.service.service import Service
 from astuner.service.wire import requests as wire
+from astuner.types import token_ids
 
 MAX_TOP = 100
 """Alternatives a token."""
@@ -86,7 +87,7 @@ class SamplingEndpoints:
         self._check_counts(asked, len(prompt))
         strings, tokens = self._stops(asked.sampling_params.stop)
         return SampleSpec(
-            prompt,
+            token_ids(prompt),  # as an array it may wait for long
             asked.num_samples,
             self._params(asked, room, tokens),
             strings,
