@@ -3,8 +3,9 @@
 The same actions are played in turn, with a reset wherever an episode ends: bare (a plain loop
 over the environment in one thread), one at a time through `gym_env` (thread hop and deadline),
 many at once through the pool, and one and many at once through the HTTP service in a process
-of its own. `adds` is what one step through a layer costs on top of the bare one. Each figure
-is the best of two runs of 1.5 seconds; all of it takes some four minutes on two cores.
+of its own. `cpu` is processor time of all processes together for one step, which does not
+depend on what else the machine does: what it is above the bare one's, our layer adds. Each
+figure is the best of two runs of 1.5 seconds; all of it takes some four minutes on two cores.
 
     python benchmarks/envs.py [--markdown] [--parallel 200] [--only webshop,miniwob]
 """
@@ -17,6 +18,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import psutil
 
 from astuner.config.schema import AstunerConfig
 from astuner.env import EnvPool, GymEnv, environment_service, open_environments
@@ -63,50 +66,57 @@ WORLDS = [
 
 
 @dataclass(frozen=True)
-class Row:
-    """Steps/s."""
+class Rate:
+    steps: int
+    seconds: float
+    cpu_seconds: float
 
+    @property
+    def per_second(self) -> float:
+        return self.steps / self.seconds
+
+    def __str__(self) -> str:
+        return f"{self.per_second:,.0f} | {1e6 * self.cpu_seconds / self.steps:,.0f}"
+
+
+@dataclass(frozen=True)
+class Row:
     world: World
-    bare: float
-    one: float
-    many: float
-    one_http: float
-    many_http: float
+    bare: Rate
+    one: Rate
+    many: Rate
+    one_http: Rate
+    many_http: Rate
 
     def figures(self, parallel: int) -> list[str]:
-        rates = (self.bare, self.one, self.many, self.one_http, self.many_http)
-        bare, one, many, one_http, many_http = (f"{rate:,.0f}" for rate in rates)
-        adds, adds_http = (
-            f"{1e6 / rate - 1e6 / self.bare:,.0f}" for rate in (self.one, self.one_http)
-        )
         at_once = str(min(parallel, self.world.at_once))
-        return [self.world.title, bare, one, adds, at_once, many, one_http, adds_http, many_http]
+        rates = (self.bare, self.one, self.many, self.one_http, self.many_http)
+        return [self.world.title, at_once, *map(str, rates)]
 
 
-COLUMNS = (
-    "environment",
-    "bare, steps/s",
-    "gym_env, steps/s",
-    "adds, us/step",
-    "at once",
-    "at once, steps/s",
-    "over HTTP, steps/s",
-    "adds, us/step",
-    "at once over HTTP, steps/s",
-)
+WAYS = ("bare", "gym_env", "many at once", "HTTP", "many over HTTP")
+COLUMNS = ["environment", "many", *(f"{way}: steps/s | cpu us" for way in WAYS)]
 
 
-def bare(world: World) -> float:
+def cpu_seconds() -> float:
+    """Of this process and all that it started."""
+    children = psutil.Process().children(recursive=True)
+    used = [child.cpu_times() for child in children]
+    return time.process_time() + sum(times.user + times.system for times in used)
+
+
+def bare(world: World) -> Rate:
     env = find_environment(world.name)("t", {**world.params, "seed": 0})
     env.reset(seed=0)
-    steps, began = 0, time.perf_counter()
+    steps, began, cpu = 0, time.perf_counter(), cpu_seconds()
     while (passed := time.perf_counter() - began) < SECONDS:
         _, _, terminated, truncated, _ = env.step(world.actions[steps % len(world.actions)])
         steps += 1
         if terminated or truncated:
             env.reset(seed=steps)
+    rate = Rate(steps, passed, cpu_seconds() - cpu)
     getattr(env, "close", lambda: None)()
-    return steps / passed
+    return rate
 
 
 async def walk(env: GymEnv, actions: tuple[str, ...], ends: float) -> int:
@@ -120,16 +130,16 @@ async def walk(env: GymEnv, actions: tuple[str, ...], ends: float) -> int:
     return steps
 
 
-async def timed(config: AstunerConfig, world: World, many: int) -> float:
-    """Steps/s of `many` walks at once, in instances that exist already."""
+async def timed(config: AstunerConfig, world: World, many: int) -> Rate:
+    """`many` walks at once, in instances that exist already."""
     pool = open_environments(config)
     assert pool is not None
     try:
         opened = await asyncio.gather(*(begun(pool, number) for number in range(many)))
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), cpu_seconds()
         walks = (walk(env, world.actions, began + SECONDS) for env in opened)
         steps = sum(await asyncio.gather(*walks))
-        return steps / (time.perf_counter() - began)
+        return Rate(steps, time.perf_counter() - began, cpu_seconds() - cpu)
     finally:
         await asyncio.to_thread(pool.close)
 
@@ -140,8 +150,8 @@ async def begun(pool: EnvPool, number: int) -> GymEnv:
     return env
 
 
-async def best(measure: Callable[[], Awaitable[float]]) -> float:
-    return max([await measure() for _ in range(RUNS)])
+async def best(measure: Callable[[], Awaitable[Rate]]) -> Rate:
+    return max([await measure() for _ in range(RUNS)], key=lambda rate: rate.per_second)
 
 
 def configured(world: World, *, service: bool) -> AstunerConfig:
@@ -157,7 +167,7 @@ def configured(world: World, *, service: bool) -> AstunerConfig:
 async def measure(world: World, parallel: int) -> Row:
     local, remote = configured(world, service=False), configured(world, service=True)
     many = min(parallel, world.at_once)
-    plain = max(bare(world) for _ in range(RUNS))
+    plain = max((bare(world) for _ in range(RUNS)), key=lambda rate: rate.per_second)
     inside = [await best(lambda n=n: timed(local, world, n)) for n in (1, many)]
     with environment_service(remote):
         outside = [await best(lambda n=n: timed(remote, world, n)) for n in (1, many)]
@@ -171,9 +181,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names, divided by commas")
     args = parser.parse_args()
     edge = "|" if args.markdown else ""
-    print(edge + " | ".join(COLUMNS) + edge)
+    header = " | ".join(COLUMNS)
+    print(edge + header + edge)
     if args.markdown:
-        print("|" + "---|" * len(COLUMNS))
+        print("|" + "---|" * (header.count("|") + 1))
     only = args.only.split(",") if args.only else [world.name for world in WORLDS]
     for world in (world for world in WORLDS if world.name in only):
         try:
