@@ -286,7 +286,7 @@ def test_a_named_environment_has_what_astuner_and_its_tests_ask_for(name: str) -
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["test"]
     pinned = pins(ROOT / "requirements" / f"{name}.txt")
-    others = {"astuner"}  # its extras for the service, whose tests run in the normal environment
+    others = {"astuner"}  # its extras for what is tested in the normal environment only
     missing = {plain(re.split(r"[<>=!\[]", one)[0]) for one in wanted} - set(pinned) - others
     assert missing == set()
     (verl,) = [r for r in project["optional-dependencies"]["verl"] if r.startswith("verl")]
