@@ -6,6 +6,7 @@ Stop words are left out; words are not stemmed. Read-only once made, so any thre
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,4 +47,5 @@ def _bm25s() -> Any:
         import bm25s
     except ImportError:
         raise MissingDependency("bm25s", "webshop", "The environment webshop") from None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG itself
     return bm25s

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from omegaconf import OmegaConf
 
 from astuner.cli import main
 from astuner.env.protocol import TextEnv
@@ -95,3 +96,28 @@ def test_frozen_lake_trains(own_process: bool, tiny_model_dir: Path, tmp_path: P
     rows = [json.loads(r) for r in (runs / "frozenlake" / "metrics.jsonl").read_text().splitlines()]
     assert max(row.get("env/steps", 0) for row in rows) >= 4
     assert not any(key.startswith("env/failed") for row in rows for key in row)
+
+
+@pytest.mark.parametrize(
+    ("package", "world"),
+    [
+        ("bm25s", {"type": "webshop", "params": {"num_products": 60, "max_steps": 4}}),
+        ("textarena", {"type": "textarena", "params": {"game": "GuessTheNumber-v0"}}),
+        ("reasoning_gym", {"type": "reasoning_gym", "params": {"dataset": "chain_sum"}}),
+    ],
+)
+def test_other_worlds_are_played_by_the_same_workflow(
+    package: str, world: dict[str, Any], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip(package)
+    settings = OmegaConf.load(LAKE)
+    settings.astuner.env = world
+    OmegaConf.save(settings, tmp_path / "world.yaml")
+    overrides = [*tiny(tiny_model_dir, steps=1), "data.max_prompt_length=900"]
+    command = ["--conf", str(tmp_path / "world.yaml"), "--exp-dir", str(tmp_path / "runs")]
+    assert main([*command, *overrides]) == 0
+    run = tmp_path / "runs" / "frozenlake"
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["episodes"], summary["episodes_failed"]) == (4, 0)
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(row.get("env/steps", 0) for row in rows) >= 4
