@@ -15,6 +15,7 @@ from typing import Any
 
 from astuner.engine.protocol import AdamParams
 from astuner.errors import RequestError
+from astuner.service.base_model import BaseModel
 from astuner.service.checkpoints import CheckpointBook
 from astuner.service.datums import TrainRequest
 from astuner.service.futures import FutureBook
@@ -26,7 +27,7 @@ from astuner.service.runs import RunBook
 from astuner.service.samplers import SamplerBook
 from astuner.service.sampling import SampleDesk
 from astuner.service.sessions import SessionBook
-from astuner.service.training import BaseModel, Done, Save, Trainer
+from astuner.service.training import Done, Save, Trainer
 
 BYTES_A_NUMBER = 20
 """Of an adapter in training: itself, fp32 masters and gradient, and two moments."""

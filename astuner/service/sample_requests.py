@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 
 from astuner.errors import RequestError
+from astuner.service.base_model import BaseModel
 from astuner.service.futures import FutureBook
 from astuner.service.limits import Limits
 from astuner.service.names import request_id, sampler_id
@@ -18,7 +19,6 @@ from astuner.service.samplers import SamplerBook, SampleSpec
 from astuner.service.sampling import SampleDesk
 from astuner.service.scheduler import Workers
 from astuner.service.sessions import SessionBook
-from astuner.service.training import BaseModel
 
 
 @dataclass(frozen=True, slots=True)

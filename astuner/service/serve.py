@@ -27,6 +27,7 @@ from astuner.chat.protocol import ChatCodec
 from astuner.config.service import LimitsConfig, ServiceConfig
 from astuner.engine.protocol import AdapterHost
 from astuner.errors import AstunerError, ConfigError
+from astuner.service.base_model import BaseModel
 from astuner.service.limits import Limits
 from astuner.service.observe import observer
 from astuner.service.openai import OpenAIEndpoints
@@ -34,7 +35,6 @@ from astuner.service.service import Service
 from astuner.service.store.memory import MemoryStore
 from astuner.service.store.protocol import Store
 from astuner.service.tenants import DEFAULT_TENANT, Tenants, key_in
-from astuner.service.training import BaseModel
 from astuner.service.wire.app import build_app
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from astuner.chat.protocol import ChatCodec
+from astuner.service.base_model import BaseModel
 from astuner.service.checkpoints import CheckpointBook
 from astuner.service.chores import Chores
 from astuner.service.futures import FutureBook
@@ -31,7 +32,7 @@ from astuner.service.scheduler import Workers
 from astuner.service.sessions import SessionBook
 from astuner.service.snapshots import SnapshotShelf
 from astuner.service.store.protocol import Store
-from astuner.service.training import BaseModel, Trainer
+from astuner.service.training import Trainer
 
 logger = logging.getLogger(__name__)
 

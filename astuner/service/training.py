@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from astuner.engine.protocol import AdamParams, AdapterHost
+from astuner.engine.protocol import AdamParams
 from astuner.errors import EngineError, RequestError
 from astuner.service import datums
+from astuner.service.base_model import BaseModel
 from astuner.service.cancelling import undone_if_cancelled
 from astuner.service.checkpoints import CheckpointBook, Export
 from astuner.service.datums import Floats, TrainRequest
@@ -38,29 +39,6 @@ logger = logging.getLogger(__name__)
 
 Done = tuple[Answer, RunRecord]
 _OF_SAMPLER = ("sampler_kl", "logprob_gap")
-
-
-@dataclass(frozen=True, slots=True)
-class BaseModel:
-    """The model that everything here is an adapter of."""
-
-    name: str
-    """As clients name it."""
-    host: AdapterHost
-    vocab_size: int
-    lora_alpha: float = 32.0
-    tokenizer_id: str | None = None
-    """What the SDK's `get_tokenizer` loads."""
-    arch: str = ""
-
-    def check_name(self, name: str) -> None:
-        """Raises RequestError (400) for a model that is not served."""
-        if name != self.name:
-            raise RequestError(
-                f"The model {name!r} is not served here; {self.name!r} is.",
-                code="unknown_model",
-                param="base_model",
-            )
 
 
 @dataclass(frozen=True, slots=True)

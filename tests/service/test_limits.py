@@ -273,8 +273,8 @@ async def test_a_bug_after_an_operation_stops_no_run(
 
 
 def test_a_service_is_made_without_a_loop(tmp_path: Path) -> None:
+    from astuner.service.base_model import BaseModel
     from astuner.service.store.memory import MemoryStore
-    from astuner.service.training import BaseModel
     from tests.service.unigram import UnigramHost
 
     service = Service(BaseModel(MODEL, UnigramHost(), VOCAB), MemoryStore(), tmp_path)

@@ -16,6 +16,7 @@ from tinker.proto import tinker_public_pb2 as pb
 
 from astuner.config.service import ServiceConfig, load_service_config
 from astuner.errors import ConfigError, MissingDependency
+from astuner.service.base_model import BaseModel
 from astuner.service.serve import (
     Keys,
     greeting,
@@ -26,7 +27,6 @@ from astuner.service.serve import (
 )
 from astuner.service.store.memory import MemoryStore
 from astuner.service.tenants import Tenants
-from astuner.service.training import BaseModel
 from tests.service.server import Server, tiny_server
 from tests.service.unigram import UnigramHost
 from tests.service.world import sample_body

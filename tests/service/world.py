@@ -15,6 +15,7 @@ import numpy as np
 from tinker.proto import tinker_public_pb2 as pb
 
 from astuner.chat.protocol import ChatCodec
+from astuner.service.base_model import BaseModel
 from astuner.service.limits import Limits
 from astuner.service.observe import Observer
 from astuner.service.openai import OpenAIEndpoints
@@ -22,7 +23,6 @@ from astuner.service.service import Service
 from astuner.service.store.memory import MemoryStore
 from astuner.service.store.protocol import Store
 from astuner.service.tenants import Tenants
-from astuner.service.training import BaseModel
 from astuner.service.wire.app import build_app
 from astuner.service.wire.intake import Intake
 from tests.service.unigram import VOCAB, UnigramHost
