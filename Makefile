@@ -22,7 +22,7 @@ help:
 	@echo "make test-verl-vllm   the same with vLLM for CPUs (4 GB): its one slow run"
 	@echo "make test-trinity set up Trinity-RFT's own environment (3 GB) and run in it what needs it"
 	@echo "make test-frameworks  set up the agent frameworks' two environments (1.6 GB) and run in them what needs them"
-	@echo "make test-service  set up two versions of the tinker SDK (2 GB) and run what drives the service with them"
+	@echo "make test-service  set up two versions of the tinker SDK (2 GB) and run what drives the service with them (about 5 minutes)"
 	@echo "make lint         ruff and pyright"
 	@echo "make docs         regenerate docs/config.md from the schema"
 	@echo "make install      set up only: .venv with the package and the quickstart's extras"
