@@ -44,7 +44,6 @@ import torch
 from service_client import RANK, Client, serve
 
 from astuner.config.service import ServiceConfig, load_service_config
-from astuner.engine.model_source import resolve_model
 from astuner.engine.protocol import AdamParams, LoraSpec, LossSpec, SamplingParams, generate
 from astuner.service.datums import Datum, TrainRequest, loss_spec, samples
 from astuner.service.serve import load_base
@@ -341,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--tenants", type=int, nargs="*", default=[1, 8, 64])
+    parser.add_argument("--tenants", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--length", type=int, default=48)
     parser.add_argument("--seconds", type=float, default=20.0)
