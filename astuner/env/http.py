@@ -20,14 +20,15 @@ from astuner.env.wire import read_error, read_start, read_step
 from astuner.errors import EnvError
 
 HIGHEST_PORT = 65535
-ONE_CONNECTION = httpx.Limits(max_connections=1, keepalive_expiry=2.0)
-"""Idle for shorter than any service keeps its side open, so that no request meets its closing."""
+OF_AN_INSTANCE = httpx.Limits(max_connections=2, keepalive_expiry=2.0)
+"""One for what is under way, one to release it meanwhile. They are idle for shorter than any
+service keeps its side open, so that no request meets its closing."""
 
 
 class HttpEnvs:
     """Instances in a service. All methods belong to one event loop.
 
-    Every instance has a connection of its own: none waits for another's slow step, and what a
+    Every instance has connections of its own: none waits for another's slow step, and what a
     request costs does not grow with their number (as it does in one pool of connections).
     """
 
@@ -115,7 +116,9 @@ class HttpEnvs:
             if error.cause != "gone":
                 raise
         finally:
-            await self._connections.pop(instance_id).aclose()
+            connection = self._connections.pop(instance_id, None)
+            if connection is not None:
+                await connection.aclose()
 
     async def task_ids(self, env_type: str, split: str) -> list[str]:
         data = await self._post(
@@ -138,7 +141,7 @@ class HttpEnvs:
     def _connection(self, instance_id: str) -> httpx.AsyncClient:
         if instance_id not in self._connections:
             self._connections[instance_id] = httpx.AsyncClient(
-                transport=self._transport, verify=self._certificates, limits=ONE_CONNECTION
+                transport=self._transport, verify=self._certificates, limits=OF_AN_INSTANCE
             )
         return self._connections[instance_id]
 

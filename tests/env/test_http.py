@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -247,32 +248,64 @@ async def test_a_service_without_reset_and_heartbeat() -> None:
     assert asked == ["/create", "/step", "/reset", "/release", "/create", "/heartbeat"]
 
 
-async def test_no_instance_waits_for_another() -> None:
-    """300 steps are under way at once: the service answers none before it has them all."""
-    arrived, all_there = 0, asyncio.Event()
-    state = b'{"success": true, "data": {"state": "hello", "info": {}}}'
+Answer = Callable[[str], Awaitable[None]]
+
+
+@asynccontextmanager
+async def service_of(wait: Answer) -> AsyncGenerator[str]:
+    """The address of a service that answers alike, after waiting as it is told for a path."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal arrived
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
         await reader.readexactly(length)
+        await wait(head.split()[1].decode())
+        body = b'{"success": true, "data": {"state": "hello", "info": {}}}'
+        answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        writer.write(answer % len(body) + body)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=400)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+async def test_no_instance_waits_for_another() -> None:
+    """300 steps are under way at once: the service answers none before it has them all."""
+    arrived, all_there = 0, asyncio.Event()
+
+    async def wait(path: str) -> None:
+        nonlocal arrived
         arrived += 1
         if arrived == 300:
             all_there.set()
         await asyncio.wait_for(all_there.wait(), LIMIT)
-        answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
-        writer.write(answer % len(state) + state)
-        await writer.drain()
-        writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=400)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    envs = HttpEnvs(url, step_timeout=LIMIT)
-    steps = await asyncio.gather(*(envs.step(f"i{i}", "up") for i in range(300)))
-    assert [step.observation for step in steps] == ["hello"] * 300
-    await envs.aclose()
-    server.close()
+    async with service_of(wait) as url:
+        envs = HttpEnvs(url, step_timeout=LIMIT)
+        steps = await asyncio.gather(*(envs.step(f"i{i}", "up") for i in range(300)))
+        assert [step.observation for step in steps] == ["hello"] * 300
+        await envs.aclose()
+
+
+async def test_an_instance_is_released_though_its_step_is_under_way() -> None:
+    stepping, released = asyncio.Event(), asyncio.Event()
+
+    async def wait(path: str) -> None:
+        if path == "/step":
+            stepping.set()
+            await asyncio.wait_for(released.wait(), LIMIT)
+
+    async with service_of(wait) as url:
+        envs = HttpEnvs(url, step_timeout=LIMIT)
+        step = asyncio.create_task(envs.step("i", "up"))
+        await asyncio.wait_for(stepping.wait(), LIMIT)
+        await asyncio.wait_for(envs.release("i"), LIMIT / 4)
+        released.set()
+        await fails("unavailable", asyncio.wait_for(step, LIMIT))
+        await envs.aclose()
 
 
 async def test_a_cancelled_create_is_released_once_the_service_has_made_it() -> None:
