@@ -95,28 +95,40 @@ class LocalEnvs:
         instance.total, instance.done = 0.0, False
         return start
 
-    async def step(self, instance_id: str, action: Action) -> StepResult:
+    async def step(
+        self, instance_id: str, action: Action, params: Mapping[str, Any] | None = None
+    ) -> StepResult:
+        """`params` come from a client over HTTP, for a class that takes them."""
         instance = self._instance(instance_id)
         if instance.done:
             raise EnvError(
                 "The environment's episode has ended: reset it before the next step.",
                 cause="misuse",
             )
-        result = await self._do(instance_id, "step", lambda: _stepped(_env(instance).step(action)))
+
+        def work() -> StepResult:
+            step = _env(instance).step
+            return _stepped(_called(step, action, params=params) if params else step(action))
+
+        result = await self._do(instance_id, "step", work)
         instance.total += result.reward
         instance.done = result.done
         return result
 
     async def evaluate(self, instance_id: str, params: Mapping[str, Any]) -> float:
         instance = self._instance(instance_id)
-        own = _with_params(instance.env, "evaluate", params)
+        own = getattr(instance.env, "evaluate", None)
         if own is None:
             return instance.total
-        return await self._do(instance_id, "evaluate", lambda: finite_score(own(), "score"))
+        return await self._do(
+            instance_id, "evaluate", lambda: finite_score(_called(own, params=params), "score")
+        )
 
     async def info(self, instance_id: str, params: Mapping[str, Any]) -> Any:
-        own = _with_params(self._instance(instance_id).env, "get_info", params)
-        return None if own is None else await self._do(instance_id, "get_info", own)
+        own = getattr(self._instance(instance_id).env, "get_info", None)
+        if own is None:
+            return None
+        return await self._do(instance_id, "get_info", lambda: _called(own, params=params))
 
     async def release(self, instance_id: str) -> None:
         """Its thread closes it after what it is doing; that is not waited for very long."""
@@ -201,14 +213,10 @@ def _env(instance: _Instance) -> TextEnv:
     return instance.env
 
 
-def _with_params(
-    env: TextEnv | None, name: str, params: Mapping[str, Any]
-) -> Callable[[], Any] | None:
-    """The environment's own method if it has one, with these parameters if it takes any."""
-    own = getattr(env, name, None)
-    if own is None or not inspect.signature(own).parameters:
-        return own
-    return lambda: own(dict(params))
+def _called(own: Callable[..., Any], *given: Any, params: Mapping[str, Any]) -> Any:
+    """What the environment's method returns, called with the parameters if it takes them."""
+    takes = len(inspect.signature(own).parameters) > len(given)
+    return own(*given, dict(params)) if takes else own(*given)
 
 
 def _started(reply: object) -> Start:

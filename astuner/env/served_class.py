@@ -52,8 +52,10 @@ class ServedClass:
         started = self._env.get_init_state(self._params)
         return observation_of(started["state"]), dict(started.get("info") or {})
 
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
-        reply = self._env.step(as_message(action), self._params)
+    def step(
+        self, action: Action, params: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, float, bool, bool, Info]:
+        reply = self._env.step(as_message(action), {**self._params, **(params or {})})
         info = dict(reply.get("info") or {})
         truncated = bool(info.get("truncated", False))
         ended = bool(reply.get("is_terminated", False))

@@ -94,7 +94,8 @@ class EnvService:
 
     async def step(self, request: Request) -> Any:
         instance_id = self._used(request)
-        result = await self._envs.step(instance_id, read_action(request.messages))
+        action = read_action(request.messages)
+        result = await self._envs.step(instance_id, action, request.params)
         return step_data(result, instance_id)
 
     async def evaluate(self, request: Request) -> float:

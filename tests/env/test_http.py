@@ -330,6 +330,18 @@ async def test_a_cancelled_create_is_released_once_the_service_has_made_it() -> 
     await envs.aclose()
 
 
+async def test_a_steps_parameters_reach_a_class_that_takes_them() -> None:
+    served = service()
+    async with httpx.AsyncClient(transport=transport(served), base_url="http://env") as http:
+        for name, told in (("Served", True), ("Counting", None)):
+            await http.post("/create", json={"env_type": name, "instance_id": name})
+            said = {"role": "assistant", "content": "up"}
+            body = {"instance_id": name, "messages": said, "params": {"aloud": True}}
+            reply = await http.post("/step", json=body)
+            assert reply.json()["data"]["info"].get("aloud") is told
+    await served.aclose()
+
+
 async def test_a_calls_parameters_reach_what_takes_them() -> None:
     served = service()
     envs = client(served)

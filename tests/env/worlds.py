@@ -143,7 +143,7 @@ class Served:
             "state": [{"role": "user", "content": f"{self.turns}: {action['content']}"}],
             "reward": 0,
             "is_terminated": self.turns == 2,
-            "info": {},
+            "info": {"aloud": True} if params.get("aloud") else {},
         }
 
     def evaluate(self, messages: Any, params: Any) -> float:
