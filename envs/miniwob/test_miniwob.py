@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -298,7 +299,13 @@ async def test_a_browser_that_answers_nothing_is_given_up_and_ended(
 
 @chromium
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="ties it to its parent: util-linux")
-async def test_it_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
+async def test_it_ends_with_a_process_that_was_killed() -> None:
+    with tempfile.TemporaryDirectory(prefix="w-", ignore_cleanup_errors=True) as left_behind:
+        await killed_process(left_behind)
+
+
+async def killed_process(left_behind: str) -> None:
+    """A killed process leaves its browser's profile; a short path, for Chromium's sockets."""
     script = (
         "import time\n"
         "from envs.miniwob.test_miniwob import make, processes\n"
@@ -309,7 +316,7 @@ async def test_it_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},  # a killed process leaves the profile
+        env={**os.environ, "TMPDIR": left_behind},
     )
     assert parent.stdout is not None
     started = [int(pid) for pid in (await asyncio.to_thread(parent.stdout.readline)).split()]
