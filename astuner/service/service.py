@@ -197,6 +197,9 @@ class Service:
         gauge("astuner.tokens_per_second", "1/s", lambda: by_tenant(self.observer.rates()))
         gauge("astuner.snapshots", "{snapshot}", lambda: [(host.stats().snapshots, {})])
         gauge("astuner.resident_bytes", "By", lambda: [(host.stats().resident_bytes, {})])
+        gauge("astuner.snapshot_bytes", "By", lambda: [(host.stats().snapshot_bytes, {})])
+        gauge("astuner.kv_bytes", "By", lambda: [(host.stats().kv_bytes, {})])
+        gauge("astuner.prefix_cache_bytes", "By", lambda: [(host.stats().cache_bytes, {})])
 
     # ------------------------------------------------------------ sessions
 
