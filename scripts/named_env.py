@@ -152,6 +152,12 @@ def _lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
+def _here(path: Path) -> str:
+    """The path as one would type it in this folder."""
+    whole, here = path.resolve(), Path.cwd()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+
 def run_in(env: NamedEnv, lock: IO[str], command: list[str]) -> None:
     """Become the command, inside the environment, with this checkout's astuner. Never returns."""
     os.set_inheritable(lock.fileno(), True)
@@ -161,6 +167,8 @@ def run_in(env: NamedEnv, lock: IO[str], command: list[str]) -> None:
         for name, first in paths.items()
     }
     variables["VIRTUAL_ENV"] = str(env.folder)
+    script = _here(ROOT / "scripts" / "install.py")
+    variables["ASTUNER_COMMAND"] = f"python {script} --env {env.name} -- astuner"
     variables.pop("PYTHONHOME", None)
     sys.stdout.flush()
     try:

@@ -220,7 +220,9 @@ def test_a_command_runs_with_this_checkout_s_code_and_holds_the_environment(
         f"There is no command 'no-such-command', neither in {env.folder} nor on PATH.\n"
     )
     tool = env.folder / "bin" / "tool"
-    tool.write_text(f'#!/bin/sh\necho "$PYTHONPATH $VIRTUAL_ENV"; {sys.executable} "$@"\nexit 5\n')
+    tool.write_text(
+        f'#!/bin/sh\necho "$PYTHONPATH $VIRTUAL_ENV"; echo "$ASTUNER_COMMAND"; {sys.executable} "$@"\nexit 5\n'
+    )
     tool.chmod(0o755)
     locked = (
         "import fcntl\n"
@@ -230,7 +232,8 @@ def test_a_command_runs_with_this_checkout_s_code_and_holds_the_environment(
     )
     done = run_in(checkout, ["tool", "-c", locked])
     assert done.returncode == 5, done.stderr
-    paths, held = done.stdout.splitlines()
+    paths, typed, held = done.stdout.splitlines()
+    assert typed == f"python {checkout}/scripts/install.py --env verl -- astuner"
     assert paths.split()[0].split(os.pathsep)[0] == str(checkout)
     assert paths.split()[1] == str(env.folder)
     assert held == "held"

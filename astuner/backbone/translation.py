@@ -33,6 +33,8 @@ class Translation:
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     """What would keep the run from starting."""
+    machine: str = ""
+    """For which machine this is said, where the configuration leaves that open."""
 
 
 def translation_of(config: AstunerConfig, backbone: str) -> Translation:

@@ -44,6 +44,8 @@ def explain(args: argparse.Namespace) -> int:
     width = max((len(row.key) for row in rows), default=0)
     console = Console()
     console.print(Text(f"backbone {backbone}: key = value  [origin] what becomes of it", "bold"))
+    if told.machine:
+        console.print(Text(told.machine), soft_wrap=True)
     for row in rows:
         line = Text.assemble(f"{row.key:<{width}} = ", (repr(row.value), "cyan"))
         line.append(f"  [{row.origin}] {row.becomes}", "dim")

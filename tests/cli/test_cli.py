@@ -94,6 +94,7 @@ def test_explain_prints_the_whole_translation_to_verl(
     asked = ["explain", "--conf", str(path), "--backbone", "verl", "--ray-address", "10.0.0.1:6379"]
     assert main([*asked, "rollout.num_repeat=4"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("as on a machine with GPUs; where none is visible")
     told = {line.split(" = ")[0].strip(): line for line in lines if " = " in line}
     assert (
         "[command line] verl: actor_rollout_ref.rollout.n=4" in told["astuner.rollout.num_repeat"]
@@ -109,6 +110,9 @@ def test_explain_names_what_keeps_verl_from_starting(
     path = tmp_path / "x.yaml"
     path.write_text("astuner: {trainer_common: {optim: {lr_schedule: linear}}}\n")
     assert main(["explain", "--conf", str(path)]) == 0
+    on_cpu = ["trainer_common.device=cpu"]
+    assert main(["explain", "--conf", str(path), "--backbone", "verl", *on_cpu]) == 2
+    assert "as on a machine" not in capsys.readouterr().out
     assert main(["explain", "--conf", str(path), "--backbone", "verl"]) == 2
     assert "`astuner.trainer_common.optim.lr_schedule` is 'linear'" in capsys.readouterr().err
 

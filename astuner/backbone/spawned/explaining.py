@@ -19,6 +19,10 @@ from astuner.config.keys import full, keys
 from astuner.errors import ConfigError
 
 ITSELF = "read by astuner itself"
+WITH_GPUS = (
+    "as on a machine with GPUs; where none is visible a run takes the CPU, which "
+    "trainer_common.device=cpu shows"
+)
 Settings = Mapping[str, Any]
 
 

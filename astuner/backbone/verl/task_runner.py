@@ -63,11 +63,12 @@ def _shown(folder: Path, stage: Stage) -> bool:
 
 
 def stop_after_step(trainer: Any) -> bool:
-    """Make the running step the last, and have it saved. False where it is too late for that in
-    this step, or too early: ask again."""
+    """Make the running step the last, saved and not validated. False where it is too late for
+    that in this step, or too early: ask again."""
     if not hasattr(trainer, "logger") or "update_actor" in getattr(trainer, "timing_raw", ()):
         return False
     trainer.config.trainer.save_freq = 1
+    trainer.config.trainer.test_freq = 0
     trainer.total_training_steps = trainer.global_steps
     return True
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from astuner.backbone import overriding
 from astuner.backbone.overriding import announced
-from astuner.backbone.spawned.choices import Device, Facts, assumed
-from astuner.backbone.spawned.explaining import looked_up
+from astuner.backbone.spawned.choices import Device, Facts, assumed, wanted_device
+from astuner.backbone.spawned.explaining import WITH_GPUS, looked_up
 from astuner.backbone.translation import Translation
 from astuner.backbone.verl import learning, sections
 from astuner.backbone.verl.limits import check, notes, problems
@@ -91,7 +91,8 @@ def translation(config: AstunerConfig) -> Translation:
     told = TABLE.explained(
         _shown(config, None), raw(config), problems(config), [*warnings(config), *unchecked]
     )
-    return replace(told, problems=(*told.problems, *unknown))
+    machine = WITH_GPUS if wanted_device(config) == "auto" else ""
+    return replace(told, problems=(*told.problems, *unknown), machine=machine)
 
 
 def _composed(settings: Mapping[str, Any]) -> object:
