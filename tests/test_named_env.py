@@ -220,9 +220,8 @@ def test_a_command_runs_with_this_checkout_s_code_and_holds_the_environment(
         f"There is no command 'no-such-command', neither in {env.folder} nor on PATH.\n"
     )
     tool = env.folder / "bin" / "tool"
-    tool.write_text(
-        f'#!/bin/sh\necho "$PYTHONPATH $VIRTUAL_ENV"; echo "$ASTUNER_COMMAND"; {sys.executable} "$@"\nexit 5\n'
-    )
+    said = 'echo "$PYTHONPATH $VIRTUAL_ENV"\necho "$ASTUNER_COMMAND"'
+    tool.write_text(f'#!/bin/sh\n{said}\n{sys.executable} "$@"\nexit 5\n')
     tool.chmod(0o755)
     locked = (
         "import fcntl\n"
