@@ -49,7 +49,7 @@ test-verl: check-python
 	@$(IN_ENV) verl -- env ASTUNER_TEST_ENV=verl python -m pytest -n auto --dist loadgroup -m "(verl and not verl_vllm) or ($(NOT_HERE))" $(OTHER_VERSIONS)
 
 test-verl-vllm: check-python
-	@$(IN_ENV) verl-vllm-cpu -- env ASTUNER_TEST_ENV=verl-vllm-cpu python -m pytest -m verl_vllm
+	@$(IN_ENV) verl-vllm-cpu -- env ASTUNER_TEST_ENV=verl-vllm-cpu python -m pytest -m verl_vllm tests/backbone/verl_cpu
 
 test-trinity: check-python
 	@$(IN_ENV) trinity -- env ASTUNER_TEST_ENV=trinity python -m pytest -m trinity tests/backbone/trinity
