@@ -33,10 +33,13 @@ class ServerAdapter(VerlServerAdapter):  # pyright: ignore[reportUntypedBaseClas
 
     async def update_weights(self, *args: Any, **kwargs: Any) -> None:
         """verl waits for ever (0.9.1, workers/rollout/vllm_rollout/bucketed_weight_transfer.py:
-        136, 164 and 197) where the worker has failed. Raises DeadlineExceeded."""
+        136, 164 and 197; 195 where no worker is there at all) where the worker has failed.
+        Raises DeadlineExceeded."""
         context = zmq.Context.instance()
-        before = context.sockopts.get(zmq.RCVTIMEO, -1)
-        context.setsockopt(zmq.RCVTIMEO, int(BUCKET_SECONDS * 1000))  # of sockets yet to come
+        waits = (zmq.SNDTIMEO, zmq.RCVTIMEO)
+        before = {wait: context.sockopts.get(wait, -1) for wait in waits}
+        for wait in waits:  # of sockets yet to come
+            context.setsockopt(wait, int(BUCKET_SECONDS * 1000))
         try:
             await super().update_weights(*args, **kwargs)
         except zmq.Again as error:
@@ -46,7 +49,8 @@ class ServerAdapter(VerlServerAdapter):  # pyright: ignore[reportUntypedBaseClas
                 "verl/verl.log."
             ) from error
         finally:
-            context.setsockopt(zmq.RCVTIMEO, before)
+            for wait, seconds in before.items():
+                context.setsockopt(wait, seconds)
 
 
 class CpuWorkerExtension(vLLMColocateWorkerExtension):  # pyright: ignore[reportUntypedBaseClass]
