@@ -106,12 +106,7 @@ async def _train(
     display: RunDisplay,
 ) -> TrainResult:
     config = context.config
-    order = TaskOrder(
-        len(parts.tasks.train),
-        config.data.train_batch_size,
-        config.seed,
-        config.task_reader.shuffle,
-    )
+    order = TaskOrder.configured(config, len(parts.tasks.train))
     settings = TrainSettings.from_config(config, order.steps_per_epoch)
     checkpoints = Checkpoints(context.run_dir / CHECKPOINTS, config.trainer_common.keep_checkpoints)
     resume_from = checkpoints.latest() if context.resume else None

@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
+from astuner.config.schema import AstunerConfig
 from astuner.errors import DataError
 
 
@@ -24,6 +25,11 @@ class TaskOrder:
     seed: int
     shuffle: bool = True
     """A new order every epoch; otherwise always 0, 1, 2, ..."""
+
+    @classmethod
+    def configured(cls, config: AstunerConfig, num_tasks: int) -> TaskOrder:
+        """That of a run over so many training tasks. Raises DataError."""
+        return cls(num_tasks, config.data.train_batch_size, config.seed, config.task_reader.shuffle)
 
     def __post_init__(self) -> None:
         if self.num_tasks < 1 or self.batch_size < 1:

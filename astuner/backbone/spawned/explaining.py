@@ -13,17 +13,24 @@ from typing import Any
 
 from astuner.backbone import overriding
 from astuner.backbone.overriding import pair
-from astuner.backbone.spawned.choices import Problem
+from astuner.backbone.spawned.choices import Problem, wanted_device
 from astuner.backbone.translation import Translation
 from astuner.config.keys import full, keys
+from astuner.config.schema import AstunerConfig
 from astuner.errors import ConfigError
 
 ITSELF = "read by astuner itself"
-WITH_GPUS = (
-    "as on a machine with GPUs; where none is visible a run takes the CPU, which "
-    "trainer_common.device=cpu shows"
-)
 Settings = Mapping[str, Any]
+
+
+def machine(config: AstunerConfig) -> str:
+    """For which machine a translation is said; "" where the configuration tells."""
+    if wanted_device(config) != "auto":
+        return ""
+    return (
+        "as on a machine with GPUs; where none is visible a run takes the CPU, which "
+        "trainer_common.device=cpu shows"
+    )
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,7 @@ class Plan:
 def make_plan(context: RunContext, parts: UserParts, device: Device) -> Plan:
     config, run_dir = context.config, context.run_dir.absolute()
     model = resolve_model(config.model.path)
-    order = TaskOrder(
-        len(parts.tasks.train),
-        config.data.train_batch_size,
-        config.seed,
-        config.task_reader.shuffle,
-    )
+    order = TaskOrder.configured(config, len(parts.tasks.train))
     settings = TrainSettings.from_config(config, order.steps_per_epoch)
     found = checkpoints.newest(run_dir) if context.resume else None
     state = TrainerState(0, settings.seed, settings.config_hash)

@@ -15,8 +15,8 @@ from typing import Any
 
 from astuner.backbone import overriding
 from astuner.backbone.overriding import announced, flat
-from astuner.backbone.spawned.choices import Device, Facts, assumed, wanted_device
-from astuner.backbone.spawned.explaining import WITH_GPUS, looked_up
+from astuner.backbone.spawned.choices import Device, Facts, assumed
+from astuner.backbone.spawned.explaining import looked_up, machine
 from astuner.backbone.translation import Translation
 from astuner.backbone.trinity import learning, processes, sections
 from astuner.backbone.trinity.compose import compose
@@ -102,8 +102,7 @@ def translation(config: AstunerConfig) -> Translation:
     told = TABLE.explained(
         _shown(config, None), raw(config), problems(config), [*warnings(config), *unchecked]
     )
-    machine = WITH_GPUS if wanted_device(config) == "auto" else ""
-    return replace(told, problems=(*told.problems, *unknown), machine=machine)
+    return replace(told, problems=(*told.problems, *unknown), machine=machine(config))
 
 
 def becomes(config: AstunerConfig) -> Mapping[str, str]:

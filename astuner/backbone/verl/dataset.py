@@ -34,12 +34,7 @@ class TaskDataset(Dataset[dict[str, Any]]):
         self._is_train = VALIDATION_FILES not in str(data_files)
         chosen = job.tasks.validation[: config.rollout.val_kwargs.max_tasks or None]
         self._tasks = job.tasks.train if self._is_train else chosen
-        self._order = TaskOrder(
-            len(job.tasks.train),
-            config.data.train_batch_size,
-            config.seed,
-            config.task_reader.shuffle,
-        )
+        self._order = TaskOrder.configured(config, len(job.tasks.train))
 
     def __len__(self) -> int:
         return ENDLESS if self._is_train else max(1, len(self._tasks))

@@ -17,8 +17,6 @@ from astuner.backbone.spawned.following import Follower as Following
 from astuner.backbone.spawned.following import StepDone, counted, renamed
 from astuner.backbone.spawned.lines import LineReader
 from astuner.backbone.verl.waiting import Waiting
-from astuner.trainer.checkpoints import TrainerState
-from astuner.trainer.seams import EpisodeSink, Progress, Sinks
 from astuner.trainer.settings import TrainSettings
 
 STEP_DONE, VALIDATED = "training/global_step", "val-"
@@ -45,19 +43,9 @@ TRAINING = ("old_log_prob", "ref", "adv", "update_actor")
 class Follower(Following):
     """Reads what is new and passes it on. Not thread-safe."""
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: TrainSettings,
-        *,
-        sinks: Sinks,
-        episodes: EpisodeSink,
-        display: Progress,
-        state: TrainerState,
-    ) -> None:
-        super().__init__(
-            folder, settings, sinks=sinks, episodes=episodes, display=display, state=state
-        )
+    def __init__(self, folder: Path, settings: TrainSettings, **to: Any) -> None:
+        """As every follower."""
+        super().__init__(folder, settings, **to)
         self._lines = LineReader(folder / METRICS)
         self._waiting = Waiting(folder)
 

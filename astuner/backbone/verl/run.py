@@ -105,12 +105,7 @@ class Plan:
 def _plan(context: RunContext, parts: UserParts, device: Device, flash_attention: bool) -> Plan:
     config, run_dir = context.config, context.run_dir.absolute()
     model = resolve_model(config.model.path)
-    order = TaskOrder(
-        len(parts.tasks.train),
-        config.data.train_batch_size,
-        config.seed,
-        config.task_reader.shuffle,
-    )
+    order = TaskOrder.configured(config, len(parts.tasks.train))
     settings = TrainSettings.from_config(config, order.steps_per_epoch)
     step = saved_step(run_dir, "verl") if context.resume else None
     state = TrainerState(step or 0, settings.seed, settings.config_hash)

@@ -14,8 +14,8 @@ from typing import Any
 
 from astuner.backbone import overriding
 from astuner.backbone.overriding import announced
-from astuner.backbone.spawned.choices import Device, Facts, assumed, wanted_device
-from astuner.backbone.spawned.explaining import WITH_GPUS, looked_up
+from astuner.backbone.spawned.choices import Device, Facts, assumed
+from astuner.backbone.spawned.explaining import looked_up, machine
 from astuner.backbone.translation import Translation
 from astuner.backbone.verl import learning, sections
 from astuner.backbone.verl.limits import check, notes, problems
@@ -91,8 +91,7 @@ def translation(config: AstunerConfig) -> Translation:
     told = TABLE.explained(
         _shown(config, None), raw(config), problems(config), [*warnings(config), *unchecked]
     )
-    machine = WITH_GPUS if wanted_device(config) == "auto" else ""
-    return replace(told, problems=(*told.problems, *unknown), machine=machine)
+    return replace(told, problems=(*told.problems, *unknown), machine=machine(config))
 
 
 def _composed(settings: Mapping[str, Any]) -> object:
