@@ -12,11 +12,8 @@ then done a second of each. `MB a tenant` is what adapter, optimizer and samplin
 in the engine; `RSS` what the server's process grew by for each, before that. Engine and server
 have trained and sampled a little before anything is timed.
 
-Agreement: over HTTP, the logprob that each token was sampled with against the trainer's
-own `forward`, on 64 random sequences, before any update and after three, in both dtypes.
-
 A server is started for each row, with nothing on disk. Measure with nothing else running.
-`--write` puts the tables, with commit and machine, into benchmarks/results/service.md.
+`--write` puts the table, with commit and machine, into benchmarks/results/service.md.
 """
 
 from __future__ import annotations
@@ -256,37 +253,6 @@ async def probe(client: Client, seconds: list[float]) -> None:
         await asyncio.sleep(BETWEEN_SMALL_CALLS)
 
 
-# ---------------------------------------------------------------- agreement
-
-
-async def agreement(model: str, dtype: str, length: int, size: int) -> list[float]:
-    """The largest difference of a logprob between sampler and trainer, before and after."""
-    found: list[float] = []
-    prompts = random_ids(64, PROMPT, size, 7)
-    with serve(model, dtype, 1) as server:
-        async with server.client(0) as client:
-            await client.open()
-            for round_ in range(2):
-                sampler = await client.sampler()
-                drawn = await asyncio.gather(
-                    *(
-                        client.sample(sampler, i + 1, ids, length - PROMPT)
-                        for i, ids in enumerate(prompts)
-                    )
-                )
-                whole = [
-                    [*ids, *tokens.tolist()]
-                    for ids, (tokens, _) in zip(prompts, drawn, strict=True)
-                ]
-                theirs = np.concatenate([logprobs for _, logprobs in drawn])
-                ours = (await client.train(whole, forward=True)).reshape(len(whole), -1)
-                found.append(float(np.abs(ours[:, PROMPT - 1 :].ravel() - theirs).max()))
-                for _ in range(3 if round_ == 0 else 0):
-                    await client.train(whole[:8])
-                    await client.step()
-    return found
-
-
 # ---------------------------------------------------------------- tables
 
 
@@ -326,14 +292,7 @@ async def measure(args: argparse.Namespace) -> str:
         speed = await throughput(args, tenants, size)
         rows.append(row(str(tenants), speed, alone))
         print(*rows[-1], flush=True)
-    differences: Rows = []
-    for dtype, bound in (("bfloat16", 1e-3), ("float32", 1e-5)):
-        before, after = await agreement(args.model, dtype, args.length, size)
-        verdict = "yes" if max(before, after) < bound else "no"
-        differences.append([dtype, f"{before:.2e}", f"{after:.2e}", f"{bound:g}", verdict])
-        print(*differences[-1], flush=True)
-    head = ("dtype", "before updates", "after 3 updates", "bound", "kept")
-    return table(head, differences)
+    return table(HEAD, rows)
 
 
 def main() -> None:
