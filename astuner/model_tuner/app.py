@@ -73,9 +73,8 @@ def build_app(
     async def bug(request: Request, error: Exception) -> JSONResponse:
         message = f"A bug in astuner's proxy: {type(error).__name__}: {error}"
         agent = sessions.find(api_key_of(request.scope["headers"]))
-        agent.session.note(
-            Problem(FailureKind.ENGINE, "internal_error", 500, message, agent.agent_name)
-        )
+        names = agent.agent_name, agent.target_tag
+        agent.session.note(Problem(FailureKind.ENGINE, "internal_error", 500, message, *names))
         headers = {"x-should-retry": "false"}
         return _refusal(request, message, 500, "internal_error", headers)
 

@@ -195,7 +195,7 @@ class Endpoint:
             return
         except AstunerError as error:
             if agent is not None and not agent.session.closed:
-                agent.session.note(problem(error, agent.agent_name))
+                agent.session.note(problem(error, agent))
             await exchange.refuse(error)
 
     async def answer(self, agent: AgentKey, exchange: Exchange) -> None:
@@ -203,7 +203,7 @@ class Endpoint:
         raise NotImplementedError
 
 
-def problem(error: AstunerError, agent_name: str) -> Problem:
+def problem(error: AstunerError, agent: AgentKey) -> Problem:
     """What the session remembers of an error."""
     status, code = status_of(error)
     kind = FailureKind.WORKFLOW
@@ -211,4 +211,4 @@ def problem(error: AstunerError, agent_name: str) -> Problem:
         kind = FailureKind.TIMEOUT
     elif isinstance(error, EngineError) and status >= 500:
         kind = FailureKind.ENGINE
-    return Problem(kind, code, status, str(error), agent_name)
+    return Problem(kind, code, status, str(error), agent.agent_name, agent.target_tag)

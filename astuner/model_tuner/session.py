@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import secrets
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -81,8 +82,9 @@ class Problem:
     status: int
     message: str
     agent_name: str
-    answered: int = 0
-    """Calls of the episode that had been answered before it."""
+    target_tag: str
+    at: float = 0.0
+    """When, as `time.time()`; the session sets it."""
 
 
 @dataclass(eq=False, slots=True)
@@ -265,7 +267,7 @@ class Session:
         infrastructure = problem.kind in (FailureKind.ENGINE, FailureKind.TIMEOUT)
         with self._lock:
             self._counters["engine_errors" if infrastructure else "refused"] += 1
-            self._problems.append(replace(problem, answered=len(self._calls)))
+            self._problems.append(replace(problem, at=time.time()))
             del self._problems[:-MAX_PROBLEMS]
 
     def _check_open(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from astuner.task_runner.stacks import raised_at, user_traceback
-from astuner.types import Failure, FailureKind
+from astuner.types import Call, Failure, FailureKind
 
 if TYPE_CHECKING:
     from astuner.model_tuner.session import Problem
@@ -44,12 +44,16 @@ def overdue(timeout: float, where: str, *, calls_in_flight: int, left_behind: bo
     return Failure(FailureKind.TIMEOUT, message, where)
 
 
-def unrecovered(problems: Sequence[Problem], answered: int) -> Problem | None:
-    """The engine's last failure, unless a call was answered after it (the client retried).
-    `answered` is the number of calls answered in the whole episode."""
-    infrastructure = [p for p in problems if p.kind is not FailureKind.WORKFLOW]
-    last = infrastructure[-1] if infrastructure else None
-    return last if last is not None and last.answered == answered else None
+def unrecovered(problems: Sequence[Problem], calls: Sequence[Call]) -> Problem | None:
+    """The engine's last failure after which the same agent had no call answered that began
+    later (the client's retry). What others were answered meanwhile does not bring it back."""
+    lost = [p for p in problems if p.kind is not FailureKind.WORKFLOW and not _retried(p, calls)]
+    return lost[-1] if lost else None
+
+
+def _retried(problem: Problem, calls: Sequence[Call]) -> bool:
+    agent = problem.agent_name, problem.target_tag
+    return any((c.agent_name, c.target_tag) == agent and c.started_at >= problem.at for c in calls)
 
 
 def engine_failed(problem: Problem, then: str, traceback: str = "") -> Failure:

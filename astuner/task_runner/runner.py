@@ -182,7 +182,7 @@ class EpisodeRunner:
                 session.close()
                 self._count(workflow_task, session)
             calls = tuple(sorted(session.calls, key=lambda call: call.started_at))
-            targets, result = self._classify(ended, unrecovered(session.problems, len(calls)))
+            targets, result = self._classify(ended, unrecovered(session.problems, calls))
             result = _or_environment(workflow_task, ended, result)
             if isinstance(result, WorkflowOutput):
                 result = _with_last_reply(result, calls)

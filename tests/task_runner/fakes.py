@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class FakeSession:
     def tuner(self) -> Any:
         return self
 
-    def say(self, text: str, target: str = "default") -> str:
+    def say(self, text: str, target: str = "default", agent: str = "default") -> str:
         if self.closed:
             raise RuntimeError("the episode has ended")
         number = len(self.calls)
@@ -40,7 +40,7 @@ class FakeSession:
             Call(
                 call_id=f"c{number}",
                 episode_id=self.spec.episode_id,
-                agent_name="default",
+                agent_name=agent,
                 target_tag=target,
                 prompt_ids=token_ids([1, 10 + number]),
                 completion_ids=token_ids([7, 8]),
@@ -55,17 +55,20 @@ class FakeSession:
         )
         return text
 
-    def engine_fails(self) -> None:
+    def engine_fails(self, agent: str = "default") -> None:
         """Note a failure of the engine, as the proxy would, and raise like a client."""
-        problem = Problem(FailureKind.ENGINE, "engine_error", 500, "Out of memory.", "default")
-        problem = replace(problem, answered=len(self.calls))
-        self.problems.append(problem)
+        names, at = (agent, "default"), time.time()
+        self.problems.append(
+            Problem(FailureKind.ENGINE, "engine_error", 500, "Out of memory.", *names, at)
+        )
         raise ConnectionError("500")
 
     def refuse(self) -> None:
         """The client's own mistake: noted too, but not the engine's."""
-        problem = Problem(FailureKind.WORKFLOW, "invalid_api_key", 401, "Wrong key.", "default")
-        self.problems.append(problem)
+        names, at = ("default", "default"), time.time()
+        self.problems.append(
+            Problem(FailureKind.WORKFLOW, "invalid_api_key", 401, "Wrong key.", *names, at)
+        )
         raise PermissionError("401 Wrong key.")
 
     def close(self) -> tuple[Call, ...]:

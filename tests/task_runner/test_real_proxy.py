@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import openai
@@ -121,6 +122,44 @@ async def test_a_failing_engine_is_infrastructure() -> None:
     engine = FakeEngine([EngineError("Out of memory.")])
     with TunerServer(engine, LetterCodec()) as server:
         episode = await run(server, AsyncAgent)
+    assert episode.failure is not None
+    assert (episode.failure.kind, episode.failure.retriable) == (FailureKind.ENGINE, True)
+    assert "Out of memory." in episode.failure.message
+
+
+class Swarm(Workflow):
+    """Asks of several agents at once, one of which is never answered; swallows what fails."""
+
+    agents: tuple[str, ...] = ()
+
+    async def execute(self, workflow_task: Any, tuner: Any) -> WorkflowOutput:
+        clients = [tuner.as_raw_openai_sdk_client(agent) for agent in self.agents]
+        first, *others = clients
+        calls = [asyncio.create_task(c.chat.completions.create(**ask("slow"))) for c in others]
+        await asyncio.sleep(0.5)  # they are in the air
+        with suppress(openai.InternalServerError):
+            await first.chat.completions.create(**ask("lost"))
+        await asyncio.gather(*calls)
+        return WorkflowOutput(reward=0.0)
+
+
+class ThreeAgents(Swarm):
+    agents: tuple[str, ...] = ("a", "b", "c")
+
+
+class OneAgent(Swarm):
+    agents: tuple[str, ...] = ("a", "a", "a")
+
+
+@pytest.mark.parametrize("swarm", [ThreeAgents, OneAgent])
+async def test_a_lost_call_is_not_made_good_by_those_made_beside_it(swarm: type[Workflow]) -> None:
+    def replies(prompt: Sequence[int]) -> Any:
+        return EngineError("Out of memory.") if bytes(prompt) == b"lost|" else [*b"5", END]
+
+    engine = FakeEngine(replies, seconds_per_token=1.0)
+    with TunerServer(engine, LetterCodec()) as server:
+        episode = await run(server, swarm)
+    assert [call.response["content"] for call in episode.calls] == ["5", "5"]
     assert episode.failure is not None
     assert (episode.failure.kind, episode.failure.retriable) == (FailureKind.ENGINE, True)
     assert "Out of memory." in episode.failure.message

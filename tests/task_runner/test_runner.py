@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -257,6 +258,19 @@ async def test_a_lost_call_that_the_workflow_swallows_is_not_trained_as_a_bad_an
     assert message == (
         "The engine failed a call: Out of memory. Then: the workflow returned all the same."
     )
+
+
+async def test_another_agents_answer_does_not_bring_a_lost_call_back() -> None:
+    def both(tuner: Any) -> WorkflowOutput:
+        with suppress(ConnectionError):
+            tuner.engine_fails(agent="asks")
+        tuner.say("the other's answer", agent="helps")
+        tuner.say("the same agent's, for another target", agent="asks", target="other")
+        return WorkflowOutput(reward=0.0)
+
+    kind, message, _, retriable = failure(await run(workflow(both)))
+    assert (kind, retriable) == (FailureKind.ENGINE, True)
+    assert "Out of memory." in message
 
 
 async def test_a_call_that_was_answered_at_the_second_attempt_is_no_failure() -> None:
