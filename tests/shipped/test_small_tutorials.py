@@ -101,20 +101,32 @@ def test_a_diagnosis_names_one_illness() -> None:
     assert diagnosis("rest") is None
 
 
+FEVER, NO_FEVER = "Yes, I have a fever.", "No, I have no fever."
+FED, RESTED = "No, I ate nothing bad.", "No, I sleep well."
+
+
 @pytest.mark.parametrize(
-    ("found", "asked", "understood", "reward"),
+    ("found", "asked", "answers", "reward"),
     [
-        ("flu", 0, 0, 1.0),
-        ("flu", 2, 2, 1.1),
-        ("stress", 2, 1, 0.15),
-        (None, 3, 3, 0.1),
-        (None, 0, 0, 0),
+        ("flu", 0, [], 0.1),
+        ("flu", 1, [FEVER], 1.2),
+        ("flu", 2, [FED], 0.2),
+        ("flu", 2, [FED, FED], 0.3),
+        ("flu", 3, [FED, RESTED], 1 + 0.4 / 3),
+        ("stress", 1, [FEVER], 0.2),
+        (None, 2, [FEVER], 0.1),
+        (None, 0, [], 0),
     ],
 )
 def test_what_a_visit_is_worth(
-    found: str | None, asked: int, understood: int, reward: float
+    found: str | None, asked: int, answers: list[str], reward: float
 ) -> None:
-    assert worth(found, "flu", asked, understood) == pytest.approx(reward)
+    assert worth(found, Patient("flu"), asked, answers) == pytest.approx(reward)
+
+
+def test_two_denials_leave_the_third_illness() -> None:
+    assert Patient("stress").is_clear_from([NO_FEVER, FED])
+    assert not Patient("stress").is_clear_from([NO_FEVER])
 
 
 def test_the_visits_are_those_of_the_generator() -> None:

@@ -1,8 +1,9 @@
 """A doctor who may ask before the diagnosis, and has to, in order to know.
 
 A reply with a question mark is a question to the patient; any other reply is the
-diagnosis and ends the visit. Guessing at once is right one time in three; the reward pays
-for the right diagnosis, and a little for questions that the patient can answer.
+diagnosis and ends the visit. Guessing at once is right one time in three, and pays next to
+nothing even then: the reward is for a right diagnosis that the answers bear out, and a
+little for questions that the patient can answer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ SYSTEM_PROMPT = (
     "When you know, reply with just the illness."
 )
 MAX_QUESTIONS = 3
-RIGHT, WRONG, FOR_ASKING = 1.0, 0.1, 0.1
+RIGHT, GUESSED, FOR_ASKING = 1.0, 0.1, 0.2
 
 
 class DoctorWorkflow(Workflow):
@@ -29,7 +30,8 @@ class DoctorWorkflow(Workflow):
             {"role": "system", "content": SYSTEM_PROMPT},
             {"role": "user", "content": workflow_task.main_query},
         ]
-        asked, understood = 0, 0
+        asked = 0
+        answers: list[str] = []
         while True:
             reply = await client.chat.completions.create(model="tuned", messages=messages)
             text = reply.choices[0].message.content or ""
@@ -37,24 +39,27 @@ class DoctorWorkflow(Workflow):
                 break
             asked += 1
             answer = patient.reply(text)
-            understood += answer is not None
+            if answer is not None:
+                answers.append(answer)
             messages += [
                 {"role": "assistant", "content": text},
                 {"role": "user", "content": answer or "I do not know."},
             ]
         found = diagnosis(text)
-        right = found == patient.illness
         return WorkflowOutput(
-            reward=worth(found, patient.illness, asked, understood),
-            is_success=right,
-            metadata={"asked": asked, "understood": understood, "diagnosis": found},
-            log_metrics={"questions": float(asked), "understood": float(understood)},
+            reward=worth(found, patient, asked, answers),
+            is_success=found == patient.illness,
+            metadata={"asked": asked, "understood": len(answers), "diagnosis": found},
+            log_metrics={"questions": float(asked), "understood": float(len(answers))},
         )
 
 
-def worth(found: str | None, illness: str, asked: int, understood: int) -> float:
-    """1 for the right diagnosis, 0.1 for a wrong one, and up to 0.1 for questions that the
-    patient understood, as a share of those asked."""
-    share = understood / asked if asked else 0.0
-    judged = 0.0 if found is None else RIGHT if found == illness else WRONG
+def worth(found: str | None, patient: Patient, asked: int, answers: list[str]) -> float:
+    """1 for the right diagnosis where the answers leave no other, 0.1 where it was a guess;
+    and up to 0.2 for questions that the patient understood, as a share of those asked."""
+    share = len(answers) / asked if asked else 0.0
+    if found != patient.illness:
+        judged = 0.0
+    else:
+        judged = RIGHT if patient.is_clear_from(answers) else GUESSED
     return judged + FOR_ASKING * share

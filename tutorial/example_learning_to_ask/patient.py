@@ -7,6 +7,7 @@ question names it; what nobody asks is never told. It knows nothing of rewards.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -37,6 +38,11 @@ class Patient:
             if re.search(rf"\b({sign.words})", question, re.IGNORECASE):
                 return sign.there if illness == self.illness else sign.absent
         return None
+
+    def is_clear_from(self, answers: Collection[str]) -> bool:
+        """Whether these answers leave no other illness: its sign, or the absence of all others."""
+        others = [sign.absent for illness, sign in SIGNS.items() if illness != self.illness]
+        return SIGNS[self.illness].there in answers or all(o in answers for o in others)
 
 
 def diagnosis(text: str) -> str | None:
