@@ -68,14 +68,16 @@ class Visit:
         score: Callable[[Product, list[str], Goal], Any],
         *,
         sub_pages: tuple[str, ...],
-        separated: bool,
+        page_size: int,
+        observation: str,
         max_steps: int,
     ) -> None:
         self._shop = shop
         self._goal_of = goal_of
         self._score = score
         self._sub_pages = sub_pages
-        self._separated = separated
+        self._page_size = page_size
+        self._observation = observation
         self._max_steps = max_steps
         self._seed = 0
 
@@ -97,7 +99,7 @@ class Visit:
             return self._buy()
         done = self._act(name, words)
         shown = self._shown()
-        if not done and not self._separated:
+        if not done and self._observation != "separated":
             shown = f"That is no action here.\n{shown}"
         info = self._info() if done else {**self._info(), "invalid_action": True}
         return shown, 0.0, False, self._steps >= self._max_steps, info
@@ -147,7 +149,8 @@ class Visit:
         self._product: Product | None = None
         self._chosen: dict[str, str] = {}
         self._in_sub_page = False
-        self._page = pages.results_page(self._goal.instruction, self._found, number)
+        found, size = self._found, self._page_size
+        self._page = pages.results_page(self._goal.instruction, found, number, size)
 
     def _item(self, product: Product) -> None:
         self._product, self._in_sub_page = product, False
@@ -167,9 +170,10 @@ class Visit:
         return self._shown(), got.reward, True, False, told
 
     def _shown(self) -> str:
-        if self._separated:
+        if self._observation == "separated":
             return pages.as_separated(self._page)
-        return pages.as_lines(self._page, self._chosen)
+        shown_as = pages.as_brief if self._observation == "brief" else pages.as_lines
+        return shown_as(self._page, self._chosen)
 
     def _info(self) -> Info:
         """What can be done on this page; searching always can, as in the original."""
@@ -198,8 +202,9 @@ def make(task_id: str, params: dict[str, Any]) -> Visit:
     nouns = nouns_by(str(options.pop("nouns", "words")))
     attributes = (pages.ATTRIBUTES,) if options.pop("show_attributes", False) else ()
     observation = str(options.pop("observation", "lines"))
+    page_size = int(options.pop("page_size", pages.PAGE_SIZE))
     max_steps = int(options.pop("max_steps", 50))
-    if options or observation not in ("lines", "separated"):
+    if options or observation not in ("lines", "brief", "separated"):
         raise EnvError(
             f"webshop does not know {options or {'observation': observation}}; see its README.",
             cause="refused",
@@ -209,6 +214,7 @@ def make(task_id: str, params: dict[str, Any]) -> Visit:
         lambda seed: goals[seed % len(goals) if number is None else int(number)],
         lambda product, chosen, goal: score(product, chosen, goal, nouns),
         sub_pages=(*pages.SUB_PAGES, *attributes),
-        separated=observation == "separated",
+        page_size=page_size,
+        observation=observation,
         max_steps=max_steps,
     )

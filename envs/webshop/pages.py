@@ -1,22 +1,25 @@
 """The shop's pages as text, and what can be clicked on each.
 
 A page is a list of pieces in the order of WebShop's own. `as_lines` shows them one below
-the other, what can be clicked in brackets; `as_separated` joins them with [SEP], which is the
-authors' text mode. Pages know nothing of sessions.
+the other, what can be clicked in brackets; `as_brief` leaves out what is only by the way, and
+writes what can be clicked as the action that does it; `as_separated` joins them with [SEP],
+which is the authors' text mode. Pages know nothing of sessions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from .catalogue import Product
 
-BACK, NEXT, PREVIOUS, BUY = "Back to Search", "Next >", "< Prev", "Buy Now"
+SEARCH, BUY = "Search", "Buy Now"
+BACK, NEXT, PREVIOUS = "Back to Search", "Next >", "< Prev"
 SUB_PAGES = ("Description", "Features", "Reviews")
 ATTRIBUTES = "Attributes"
 PAGE_SIZE = 10
+"""Products on a page of results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,32 +28,36 @@ class Piece:
     click: bool = False
     option: str = ""
     """The name of the option that this is a value of."""
+    aside: bool = False
+    """Whether a brief page goes without it."""
 
 
 Page = list[Piece]
 
 
 def search_page(instruction: str) -> Page:
-    return [Piece("WebShop"), *_told(instruction), Piece("Search", click=True)]
+    told = [Piece("Instruction:"), Piece(instruction)]
+    return [Piece("WebShop", aside=True), *told, Piece(SEARCH, click=True)]
 
 
-def results_page(instruction: str, found: Sequence[Product], number: int) -> Page:
-    shown = found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
-    page = [*_told(instruction), _button(BACK)]
-    page += [Piece(f"Page {number} (Total results: {len(found)})")]
-    page += [_button(PREVIOUS)] if number > 1 else []
-    page += [_button(NEXT)]
+def results_page(instruction: str, found: Sequence[Product], number: int, size: int) -> Page:
+    shown = found[(number - 1) * size : number * size]
+    page = [*_told(instruction), _way(BACK)]
+    page += [Piece(f"Page {number} (Total results: {len(found)})", aside=bool(shown))]
+    page += [_way(PREVIOUS)] if number > 1 else []
+    page += [_way(NEXT)]
     for product in shown:
-        page += [_button(product.asin), Piece(product.title), Piece(product.price_tag)]
+        page += [Piece(product.asin, click=True), Piece(product.title), Piece(product.price_tag)]
     return page
 
 
 def item_page(instruction: str, product: Product, sub_pages: Sequence[str]) -> Page:
-    page = [*_told(instruction), _button(BACK), _button(PREVIOUS)]
+    page = [*_told(instruction), _way(BACK), _way(PREVIOUS)]
     for name, values in product.options.items():
         page += [Piece(name), *(Piece(value, click=True, option=name) for value in values)]
-    page += [Piece(product.title), Piece(f"Price: {product.price_tag}"), Piece("Rating: N.A.")]
-    return [*page, *map(_button, sub_pages), _button(BUY)]
+    page += [Piece(product.title), Piece(f"Price: {product.price_tag}")]
+    page += [Piece("Rating: N.A.", aside=True), *map(_way, sub_pages)]
+    return [*page, Piece(BUY, click=True)]
 
 
 def sub_page(instruction: str, product: Product, name: str) -> Page:
@@ -65,7 +72,7 @@ def sub_page(instruction: str, product: Product, name: str) -> Page:
             product.product_category,
         ),
     }
-    page = [*_told(instruction), _button(BACK), _button(PREVIOUS)]
+    page = [*_told(instruction), _way(BACK), _way(PREVIOUS)]
     return page + [Piece(text) for text in told[name] if text]
 
 
@@ -76,7 +83,7 @@ def end_page(reward: float) -> Page:
 
 def clickable(page: Page) -> dict[str, Piece]:
     """By the words to click it with, which are in lower case."""
-    return {piece.text.lower(): piece for piece in page if piece.click and piece.text != "Search"}
+    return {piece.text.lower(): piece for piece in page if piece.click and piece.text != SEARCH}
 
 
 def as_separated(page: Page) -> str:
@@ -85,23 +92,39 @@ def as_separated(page: Page) -> str:
 
 def as_lines(page: Page, chosen: Mapping[str, str]) -> str:
     """One piece a line, the values of an option in one; chosen ones are marked."""
+    return _lines(page, chosen, lambda piece: f"[{piece.text}]")
+
+
+def as_brief(page: Page, chosen: Mapping[str, str]) -> str:
+    """The same without asides. They can be clicked all the same."""
+    return _lines([piece for piece in page if not piece.aside], chosen, _action)
+
+
+def _lines(page: Page, chosen: Mapping[str, str], button: Callable[[Piece], str]) -> str:
     lines: list[str] = []
     for option, group in groupby(page, key=lambda piece: piece.option):
         pieces = list(group)
         if option:
-            lines[-1] += ": " + " ".join(_mark(piece, chosen) for piece in pieces)
+            values = (button(piece) + _mark(piece, chosen) for piece in pieces)
+            lines[-1] += ": " + " ".join(values)
         else:
-            lines += [f"[{piece.text}]" if piece.click else piece.text for piece in pieces]
+            lines += [button(piece) if piece.click else piece.text for piece in pieces]
     return "\n".join(lines)
 
 
+def _action(piece: Piece) -> str:
+    return "search[words]" if piece.text == SEARCH else f"click[{piece.text.lower()}]"
+
+
 def _mark(piece: Piece, chosen: Mapping[str, str]) -> str:
-    return f"[{piece.text}]{' (chosen)' if chosen.get(piece.option) == piece.text else ''}"
+    return " (chosen)" if chosen.get(piece.option) == piece.text else ""
 
 
 def _told(instruction: str) -> Page:
-    return [Piece("Instruction:"), Piece(instruction)]
+    """On every page but the first, where a brief one has it too."""
+    return [Piece("Instruction:", aside=True), Piece(instruction, aside=True)]
 
 
-def _button(text: str) -> Piece:
-    return Piece(text, click=True)
+def _way(text: str) -> Piece:
+    """A button to another page of the same thing."""
+    return Piece(text, click=True, aside=True)

@@ -279,6 +279,26 @@ def test_lines_mark_what_can_be_clicked_and_what_was_chosen() -> None:
     assert "invalid_action" not in env.step("click[buy now] or rather click[description]")[4]
 
 
+def test_a_brief_page_is_actions_and_what_they_lead_to() -> None:
+    env = visit(goal=0, observation="brief", page_size=2)
+    wanted = env._goal_of(0)
+    assert env.reset(seed=0)[0] == f"Instruction:\n{wanted.instruction}\nsearch[words]"
+    shown = env.step(f"search[{wanted.product.query}]")[0]
+    first, second = env._found[:2]
+    assert shown.split("\n") == [
+        f"click[{first.asin.lower()}]", first.title, first.price_tag,
+        f"click[{second.asin.lower()}]", second.title, second.price_tag,
+    ]  # fmt: skip
+    shown = env.step(f"click[{first.asin.lower()}]")[0]
+    name, values = next(iter(first.options.items()))
+    assert shown.startswith(f"{name}: " + " ".join(f"click[{value}]" for value in values))
+    assert shown.endswith(f"{first.title}\nPrice: {first.price_tag}\nclick[buy now]")
+    assert f"click[{values[0]}] (chosen)" in env.step(f"click[{values[0]}]")[0]
+    assert env.step("click[< prev]")[0].startswith(f"click[{first.asin.lower()}]\n"), "as ever"
+    assert env.step("click[zebra]")[0].startswith("That is no action here.\nclick[")
+    assert env.step("search[zebra]")[0] == "Page 1 (Total results: 0)"
+
+
 @pytest.mark.parametrize("number", range(0, 200, 25))
 def test_what_was_asked_for_is_worth_one(number: int) -> None:
     env = visit(goal=number, max_steps=20)
