@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from astuner.env.protocol import Action, Start, StepResult, finite_score
+from astuner.env.protocol import NOTHING, Action, Asked, Start, StepResult, finite_score
 from astuner.env.served_class import as_message
 from astuner.env.wire import read_error, read_start, read_step
 from astuner.errors import EnvError
@@ -88,22 +88,15 @@ class HttpEnvs:
             await self.release(instance_id)
             return await self.create(env_type, task_id, instance_id, {**given, **params})
 
-    async def step(self, instance_id: str, action: Action) -> StepResult:
-        data = await self._post(
-            "step", self._step_timeout, instance_id=instance_id, messages=as_message(action)
-        )
-        return read_step(data)
+    async def step(self, instance_id: str, action: Action, asked: Asked = NOTHING) -> StepResult:
+        told = Asked(asked.params, as_message(action))
+        return read_step(await self._ask("step", instance_id, told))
 
-    async def evaluate(self, instance_id: str, params: Mapping[str, Any]) -> float:
-        data = await self._post(
-            "evaluate", self._step_timeout, instance_id=instance_id, params=dict(params)
-        )
-        return finite_score(data, "score")
+    async def evaluate(self, instance_id: str, asked: Asked = NOTHING) -> float:
+        return finite_score(await self._ask("evaluate", instance_id, asked), "score")
 
-    async def info(self, instance_id: str, params: Mapping[str, Any]) -> Any:
-        return await self._post(
-            "get_info", self._step_timeout, instance_id=instance_id, params=dict(params)
-        )
+    async def info(self, instance_id: str, asked: Asked = NOTHING) -> Any:
+        return await self._ask("get_info", instance_id, asked)
 
     async def release(self, instance_id: str) -> None:
         self._made.pop(instance_id, None)
@@ -144,6 +137,10 @@ class HttpEnvs:
                 transport=self._transport, verify=self._certificates, limits=OF_AN_INSTANCE
             )
         return self._connections[instance_id]
+
+    async def _ask(self, path: str, instance_id: str, asked: Asked) -> Any:
+        told = {"params": dict(asked.params), "messages": asked.messages}
+        return await self._post(path, self._step_timeout, instance_id=instance_id, **told)
 
     async def _post(self, path: str, timeout: float, **body: Any) -> Any:
         """The `data` of the answer. The deadline is for the whole exchange."""
@@ -194,8 +191,9 @@ def _data(reply: httpx.Response, path: str) -> Any:
             f"{reply.text[:200]!r}",
             cause="reply",
         ) from None
-    if not isinstance(body, dict) or not body.get("success", path == "release"):  # pyright: ignore
+    known = isinstance(body, dict) and ("data" in body or "task_ids" in body)
+    if not known or not body.get("success", True):
         if path == "release":
             return None  # it had been released before
         raise EnvError(f"The environment service answered {path}: {body!r:.300}", cause="crashed")
-    return body.get("data")  # pyright: ignore
+    return body.get("data", body.get("task_ids"))

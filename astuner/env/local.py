@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from astuner.env.protocol import (
+    NOTHING,
     Action,
+    Asked,
     EnvMaker,
     Start,
     StepResult,
@@ -84,7 +86,8 @@ class LocalEnvs:
         try:
             return await self._do(instance_id, "create", work, self._create_timeout)
         except BaseException:
-            await self.release(instance_id)
+            if self._instances.get(instance_id) is instance:  # nobody else's by now
+                await self.release(instance_id)
             raise
 
     async def reset(self, instance_id: str, seed: int | None) -> Start:
@@ -95,10 +98,7 @@ class LocalEnvs:
         instance.total, instance.done = 0.0, False
         return start
 
-    async def step(
-        self, instance_id: str, action: Action, params: Mapping[str, Any] | None = None
-    ) -> StepResult:
-        """`params` come from a client over HTTP, for a class that takes them."""
+    async def step(self, instance_id: str, action: Action, asked: Asked = NOTHING) -> StepResult:
         instance = self._instance(instance_id)
         if instance.done:
             raise EnvError(
@@ -106,29 +106,30 @@ class LocalEnvs:
                 cause="misuse",
             )
 
+        given = (dict(asked.params),) if asked.params else ()
+
         def work() -> StepResult:
-            step = _env(instance).step
-            return _stepped(_called(step, action, params=params) if params else step(action))
+            return _stepped(_called(_env(instance).step, (action,), given))
 
         result = await self._do(instance_id, "step", work)
         instance.total += result.reward
         instance.done = result.done
         return result
 
-    async def evaluate(self, instance_id: str, params: Mapping[str, Any]) -> float:
+    async def evaluate(self, instance_id: str, asked: Asked = NOTHING) -> float:
         instance = self._instance(instance_id)
         own = getattr(instance.env, "evaluate", None)
         if own is None:
             return instance.total
         return await self._do(
-            instance_id, "evaluate", lambda: finite_score(_called(own, params=params), "score")
+            instance_id, "evaluate", lambda: finite_score(_told(own, asked), "score")
         )
 
-    async def info(self, instance_id: str, params: Mapping[str, Any]) -> Any:
+    async def info(self, instance_id: str, asked: Asked = NOTHING) -> Any:
         own = getattr(self._instance(instance_id).env, "get_info", None)
         if own is None:
             return None
-        return await self._do(instance_id, "get_info", lambda: _called(own, params=params))
+        return await self._do(instance_id, "get_info", lambda: _told(own, asked))
 
     async def release(self, instance_id: str) -> None:
         """Its thread closes it after what it is doing; that is not waited for very long."""
@@ -213,10 +214,14 @@ def _env(instance: _Instance) -> TextEnv:
     return instance.env
 
 
-def _called(own: Callable[..., Any], *given: Any, params: Mapping[str, Any]) -> Any:
-    """What the environment's method returns, called with the parameters if it takes them."""
-    takes = len(inspect.signature(own).parameters) > len(given)
-    return own(*given, dict(params)) if takes else own(*given)
+def _told(own: Callable[..., Any], asked: Asked) -> Any:
+    return _called(own, (), (dict(asked.params), asked.messages))
+
+
+def _called(own: Callable[..., Any], given: tuple[Any, ...], offered: tuple[Any, ...]) -> Any:
+    """What the environment's method returns, called with as much of what is offered as it takes."""
+    takes = len(inspect.signature(own).parameters) - len(given)
+    return own(*given, *offered[: max(0, takes)])
 
 
 def _started(reply: object) -> Start:

@@ -48,12 +48,25 @@ class StepResult:
         return self.terminated or self.truncated
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a call says besides its action; environments that take it may heed it."""
+
+    params: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    messages: Any = field(default_factory=dict[str, Any])
+    """With `evaluate` and `info`: one chat message or several."""
+
+
+NOTHING = Asked()
+
+
 class TextEnv(Protocol):
     """One instance of a world, as its author writes it: plain, blocking, one thread.
 
     It is made by a class or function `(task_id, params)`. Optional further members:
-    `evaluate() -> float` (else the sum of the rewards is the score), `get_info() -> Any`, both
-    with the call's parameters where they take an argument, and `close()`. The maker may have
+    `evaluate() -> float` (else the sum of the rewards is the score), `get_info() -> Any`, and
+    `close()`. Where `step`, `evaluate` or `get_info` take further arguments they get the call's
+    parameters, and the last two then its messages. The maker may have
     `task_ids(split) -> list[str]`.
     """
 
@@ -74,9 +87,9 @@ class EnvClient(Protocol):
         self, env_type: str, task_id: str, instance_id: str, params: Mapping[str, Any]
     ) -> Start: ...
     async def reset(self, instance_id: str, seed: int | None) -> Start: ...
-    async def step(self, instance_id: str, action: Action) -> StepResult: ...
-    async def evaluate(self, instance_id: str, params: Mapping[str, Any]) -> float: ...
-    async def info(self, instance_id: str, params: Mapping[str, Any]) -> Any:
+    async def step(self, instance_id: str, action: Action, asked: Asked = ...) -> StepResult: ...
+    async def evaluate(self, instance_id: str, asked: Asked = ...) -> float: ...
+    async def info(self, instance_id: str, asked: Asked = ...) -> Any:
         """Whatever else the environment tells, e.g. its tools."""
         ...
 

@@ -29,10 +29,15 @@ def observation_of(state: Any) -> Observation:
     if not isinstance(messages, list):
         return str(messages)
     shown = as_observation(messages, "state")  # pyright: ignore[reportUnknownArgumentType]
-    if len(shown) == 1 and isinstance(shown, list):
+    if len(shown) == 1 and isinstance(shown, list) and not _is_of_tools(shown[0]):
         content = shown[0].get("content", shown[0].get("error"))
         return content if isinstance(content, str) else shown
     return shown
+
+
+def _is_of_tools(message: Mapping[str, Any]) -> bool:
+    """Whether it says more than its text: to which call it belongs, or which to make."""
+    return bool(message.get("tool_call_id") or message.get("tool_calls"))
 
 
 class ServedClass:
@@ -62,11 +67,11 @@ class ServedClass:
         reward = float(reply.get("reward") or 0.0)
         return observation_of(reply["state"]), reward, ended and not truncated, truncated, info
 
-    def evaluate(self, params: Mapping[str, Any]) -> float:
-        return float(self._env.evaluate({}, {**self._params, **params}))
+    def evaluate(self, params: Mapping[str, Any], messages: Any) -> float:
+        return float(self._env.evaluate(messages, {**self._params, **params}))
 
-    def get_info(self, params: Mapping[str, Any]) -> Any:
-        return self._env.get_info({}, {**self._params, **params})
+    def get_info(self, params: Mapping[str, Any], messages: Any) -> Any:
+        return self._env.get_info(messages, {**self._params, **params})
 
     def close(self) -> None:
         if self._env is not None:

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from astuner.env.local import LocalEnvs
-from astuner.env.protocol import EnvMaker
+from astuner.env.protocol import Asked, EnvMaker
 from astuner.env.wire import STATUS, Request, json_safe, read_action, start_data, step_data
 from astuner.errors import AstunerError, EnvError
 
@@ -75,6 +75,9 @@ class EnvService:
     async def create(self, request: Request) -> Any:
         env_type, task_id = _needed(request.env_type, "env_type"), request.task_id or ""
         self._find(env_type)
+        if request.instance_id and request.instance_id in self._envs.instances:
+            # Asked again by a client that lost the answer.
+            await self._let_go(request.instance_id)
         if len(self._envs.instances) >= self._max_instances:
             raise EnvError(
                 f"There are {self._max_instances} instances already; release some, or start the "
@@ -95,14 +98,14 @@ class EnvService:
     async def step(self, request: Request) -> Any:
         instance_id = self._used(request)
         action = read_action(request.messages)
-        result = await self._envs.step(instance_id, action, request.params)
+        result = await self._envs.step(instance_id, action, Asked(request.params))
         return step_data(result, instance_id)
 
     async def evaluate(self, request: Request) -> float:
-        return await self._envs.evaluate(self._used(request), request.params)
+        return await self._envs.evaluate(self._used(request), _asked(request))
 
     async def get_info(self, request: Request) -> Any:
-        return json_safe(await self._envs.info(self._used(request), request.params))
+        return json_safe(await self._envs.info(self._used(request), _asked(request)))
 
     async def release(self, request: Request) -> bool:
         """Whether there was such an instance."""
@@ -201,6 +204,10 @@ async def _clean(service: EnvService, interval: float) -> None:
     while True:
         await asyncio.sleep(interval)
         await service.release_expired()
+
+
+def _asked(request: Request) -> Asked:
+    return Asked(request.params, request.messages)
 
 
 def _needed(value: str | None, name: str) -> str:

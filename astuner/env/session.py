@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from astuner.env.loop import EnvLoop
 from astuner.env.protocol import (
     Action,
+    Asked,
     EnvClient,
     Info,
     Observation,
@@ -84,18 +85,25 @@ class GymEnv:
         the instance was made in that state. Raises EnvError."""
         return await self._loop.run(self._in_turn(self._reset(seed)))
 
-    async def step(self, action: Action) -> Step:
+    async def step(self, action: Action, *, params: Mapping[str, Any] | None = None) -> Step:
         """(observation, reward, terminated, truncated, info). `action` is a text, a chat message
         or what the environment takes. Raises EnvError; before `reset` or after the end too."""
-        return await self._loop.run(self._in_turn(self._step(action)))
+        return await self._loop.run(self._in_turn(self._step(action, Asked(params or {}))))
 
-    async def evaluate(self, params: Mapping[str, Any] | None = None) -> float:
-        """The environment's own score of the episode; by default the sum of its rewards."""
-        return await self._loop.run(self._in_turn(self._evaluate(params or {})))
+    async def evaluate(
+        self, params: Mapping[str, Any] | None = None, *, messages: Any = None
+    ) -> float:
+        """The environment's own score of the episode; by default the sum of its rewards.
+        `params` and `messages` are for environments that take them."""
+        asked = Asked(params or {}, messages or {})
+        return await self._loop.run(self._in_turn(self._evaluate(asked)))
 
-    async def get_info(self, params: Mapping[str, Any] | None = None) -> Any:
+    async def get_info(
+        self, params: Mapping[str, Any] | None = None, *, messages: Any = None
+    ) -> Any:
         """Whatever else it tells, e.g. its tools."""
-        return await self._loop.run(self._in_turn(self._info(params or {})))
+        asked = Asked(params or {}, messages or {})
+        return await self._loop.run(self._in_turn(self._info(asked)))
 
     async def close(self) -> None:
         """Free the instance now rather than after the episode. Its score is read before, and
@@ -118,7 +126,7 @@ class GymEnv:
         self._fresh, self._started, self._done = False, True, False
         return self._start.observation, self._start.info
 
-    async def _step(self, action: Action) -> Step:
+    async def _step(self, action: Action, asked: Asked) -> Step:
         self._check_open()
         if not self._started:
             raise EnvError("Call gym_env.reset() before the first step().", cause="misuse")
@@ -129,27 +137,27 @@ class GymEnv:
                 cause="misuse",
             )
         self.steps += 1
-        result = await self._watched(self._client.step(self.instance_id, action))
+        result = await self._watched(self._client.step(self.instance_id, action, asked))
         self._done = result.done
         return result.observation, result.reward, result.terminated, result.truncated, result.info
 
-    async def _evaluate(self, params: Mapping[str, Any]) -> float:
+    async def _evaluate(self, asked: Asked) -> float:
         if isinstance(self._score, EnvError):
             self.trouble = self.trouble or self._score
             raise self._score
         if self._score is not None:
             return self._score
         self._check_open()
-        return await self._watched(self._client.evaluate(self.instance_id, params))
+        return await self._watched(self._client.evaluate(self.instance_id, asked))
 
-    async def _info(self, params: Mapping[str, Any]) -> Any:
+    async def _info(self, asked: Asked) -> Any:
         self._check_open()
-        return await self._watched(self._client.info(self.instance_id, params))
+        return await self._watched(self._client.info(self.instance_id, asked))
 
     async def _close(self) -> None:
         if not self._closed and self.trouble is None:
             try:
-                self._score = await self._client.evaluate(self.instance_id, {})
+                self._score = await self._client.evaluate(self.instance_id)
             except EnvError as error:
                 self._score = error  # of no interest to an episode that is scored otherwise
         await self.close_in_loop()
@@ -186,14 +194,14 @@ class SyncGymEnv:
     def reset(self, *, seed: int | None = None) -> tuple[Observation, Info]:
         return self._loop.wait(self._env.reset(seed=seed))
 
-    def step(self, action: Action) -> Step:
-        return self._loop.wait(self._env.step(action))
+    def step(self, action: Action, *, params: Mapping[str, Any] | None = None) -> Step:
+        return self._loop.wait(self._env.step(action, params=params))
 
-    def evaluate(self, params: Mapping[str, Any] | None = None) -> float:
-        return self._loop.wait(self._env.evaluate(params))
+    def evaluate(self, params: Mapping[str, Any] | None = None, *, messages: Any = None) -> float:
+        return self._loop.wait(self._env.evaluate(params, messages=messages))
 
-    def get_info(self, params: Mapping[str, Any] | None = None) -> Any:
-        return self._loop.wait(self._env.get_info(params))
+    def get_info(self, params: Mapping[str, Any] | None = None, *, messages: Any = None) -> Any:
+        return self._loop.wait(self._env.get_info(params, messages=messages))
 
     def close(self) -> None:
         self._loop.wait(self._env.close())

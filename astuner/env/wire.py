@@ -73,7 +73,7 @@ def step_data(result: StepResult, instance_id: str) -> dict[str, Any]:
         "truncated": result.truncated,
     }
     return {
-        "state": messages_of(result.observation),
+        "state": messages_of(result.observation or ""),
         "reward": result.reward,
         "is_terminated": result.done,
         "info": json_safe(info),
@@ -98,9 +98,12 @@ def read_step(data: Any) -> StepResult:
 
 
 def read_action(messages: Any) -> Action:
-    """A request's action: the text of its message; a plain value is one already."""
-    if isinstance(messages, Mapping) and isinstance(messages.get("content"), str):  # pyright: ignore
-        return cast(str, messages["content"])
+    """A request's action: the text of its message where it is nothing more (no tool calls, say);
+    anything else is an action as it is."""
+    if isinstance(messages, Mapping):
+        message = cast(Mapping[str, Any], messages)
+        if isinstance(message.get("content"), str) and message.keys() <= {"role", "content"}:
+            return message["content"]
     return cast(Action, messages)
 
 

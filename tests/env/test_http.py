@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from astuner.env.http import HttpEnvs
-from astuner.env.protocol import Start, StepResult
+from astuner.env.protocol import Asked, Start, StepResult
 from astuner.env.registry import adapted
 from astuner.env.server import DEFAULT_LEASE, EnvService, env_app
 from astuner.env.wire import json_safe
@@ -114,7 +114,7 @@ async def test_an_episode_through_client_and_server() -> None:
     last = await envs.step("i", {"role": "assistant", "content": "up"})
     assert (last.reward, last.terminated, last.truncated) == (1.0, True, False)
     assert (await envs.reset("i", 5)).observation == "t: at 0 of 1, seed 5"
-    assert await envs.evaluate("i", {}) == 0.0
+    assert await envs.evaluate("i") == 0.0
     await envs.release("i")
     await envs.release("i")
     assert served.instances == {}
@@ -348,12 +348,12 @@ async def test_a_calls_parameters_reach_what_takes_them() -> None:
     for name in ("Weighed", "Served", "Counting"):
         await envs.create(name, "t", name, {"goal": 9})
         await envs.step(name, "up")
-    assert await envs.evaluate("Weighed", {"weight": 0.25}) == 0.25
-    assert await envs.info("Weighed", {"what": 1}) == {"asked": {"what": 1}}
-    assert await envs.evaluate("Served", {"sparse": True}) == 0.25
-    assert await envs.evaluate("Served", {}) == 0.5
-    assert await envs.info("Served", {"a": 1}) == "one tool, {'goal': 9, 'a': 1}"
-    assert await envs.evaluate("Counting", {"sparse": True}) == 0.0
+    assert await envs.evaluate("Weighed", Asked({"weight": 0.25})) == 0.25
+    assert await envs.info("Weighed", Asked({"what": 1})) == {"asked": {"what": 1}}
+    assert await envs.evaluate("Served", Asked({"sparse": True})) == 0.25
+    assert await envs.evaluate("Served") == 0.5
+    assert await envs.info("Served", Asked({"a": 1})) == "one tool, {'goal': 9, 'a': 1}"
+    assert await envs.evaluate("Counting", Asked({"sparse": True})) == 0.0
     await envs.aclose()
     await served.aclose()
 

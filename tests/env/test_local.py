@@ -59,9 +59,9 @@ async def test_its_own_score_and_task_list() -> None:
     local = envs()
     await local.create("Scored", "t", "i", {"goal": 4})
     await local.step("i", "up")
-    assert await local.evaluate("i", {}) == 0.25
+    assert await local.evaluate("i") == 0.25
     assert await local.task_ids("Scored", "val") == ["val-0", "val-1", "val-2"]
-    assert await local.info("i", {}) is None
+    assert await local.info("i") is None
     await local.aclose()
     await closed()
 
@@ -152,8 +152,8 @@ async def test_a_class_of_an_env_service() -> None:
     assert (await local.step("i", "look")).observation == "1: look"
     last = await local.step("i", {"role": "assistant", "content": [{"text": "go"}]})
     assert (last.observation, last.terminated, last.truncated) == ("2: go", True, False)
-    assert await local.evaluate("i", {}) == 1.0
-    assert await local.info("i", {}) == "one tool, {'seed': 1}"
+    assert await local.evaluate("i") == 1.0
+    assert await local.info("i") == "one tool, {'seed': 1}"
     assert await local.task_ids("Served", "train") == ["train_a", "train_b"]
     await local.reset("i", None)
     assert (await local.step("i", "again")).observation == "1: again"
