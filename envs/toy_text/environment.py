@@ -2,8 +2,8 @@
 
 `params["game"]` chooses; everything else in `params` goes to `gymnasium.make`, with one
 addition: FrozenLake without a map gets a random one of `size` and `frozen` share that its
-seed decides, always with a way to the goal; `brief` shows only what lies around. Rules and
-rewards are Gymnasium's own.
+seed decides, always with a way to the goal; `brief` shows only what lies around. Its `info` has
+the `distance` to the goal, in moves over an empty lake. Rules and rewards are Gymnasium's own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from astuner.env.gymnasium_text import GymnasiumText
+from astuner.env.protocol import Action, Info, Observation
 from astuner.errors import EnvError, MissingDependency
 
 GAMES = {
@@ -42,8 +43,27 @@ def make(task_id: str, params: dict[str, Any]) -> GymnasiumText:
         env = gymnasium.make(GAMES[game], **options)
     except (TypeError, gymnasium.error.Error) as error:
         raise EnvError(f"{game} refused {options}: {error}", cause="refused") from None
-    describe = frozen_lake_around if brief and game == "FrozenLake" else DESCRIBE[game]
-    return GymnasiumText(env, describe=describe)
+    if game == "FrozenLake":
+        return FrozenLake(env, describe=frozen_lake_around if brief else frozen_lake)
+    return GymnasiumText(env, describe=DESCRIBE[game])
+
+
+class FrozenLake(GymnasiumText):
+    """With the distance to the goal in `info`."""
+
+    def reset(self, *, seed: int | None = None) -> tuple[Observation, Info]:
+        observation, info = super().reset(seed=seed)
+        return observation, {**info, "distance": self._distance()}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated, {**info, "distance": self._distance()}
+
+    def _distance(self) -> int:
+        desc = self.env.unwrapped.desc
+        row, column = divmod(int(self.env.unwrapped.s), desc.shape[1])
+        goal_row, goal_column = (int(i[0]) for i in (desc == b"G").nonzero())
+        return abs(goal_row - row) + abs(goal_column - column)
 
 
 def _random_map(options: dict[str, Any], seed: int | None) -> list[str]:
@@ -137,7 +157,6 @@ def blackjack(env: Any, observation: Any) -> str:
 
 
 DESCRIBE = {
-    "FrozenLake": frozen_lake,
     "Taxi": taxi,
     "Blackjack": blackjack,
     "CliffWalking": cliff_walking,

@@ -46,6 +46,17 @@ def test_a_brief_lake() -> None:
     assert env.step("right")[0] == "left: ice, down: hole, right: ice, up: edge."
 
 
+def test_a_lake_tells_how_far_the_goal_is() -> None:
+    env = game("FrozenLake", map_name="4x4", is_slippery=False)
+    assert env.reset(seed=1)[1]["distance"] == 6
+    assert [env.step(move)[4]["distance"] for move in ("right", "left", "up", "what?")] == [
+        5,
+        6,
+        6,
+        6,
+    ]
+
+
 def test_a_random_lake_belongs_to_its_seed() -> None:
     lakes = [game("FrozenLake", size=5, seed=s, frozen=0.6).env.unwrapped.desc for s in (1, 1, 2)]
     assert lakes[0].shape == (5, 5)
@@ -87,7 +98,8 @@ def test_what_is_no_action_changes_nothing() -> None:
     env = game("FrozenLake", map_name="4x4", is_slippery=False)
     env.reset(seed=1)
     told = "'jump' is not an action. The actions are: left, down, right, up."
-    assert env.step("jump") == (told, 0.0, False, False, {"invalid_action": True})
+    info = {"invalid_action": True, "distance": 6}
+    assert env.step("jump") == (told, 0.0, False, False, info)
 
 
 @pytest.mark.parametrize(

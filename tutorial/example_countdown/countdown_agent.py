@@ -1,9 +1,9 @@
 """The numbers round of Countdown, with several tries.
 
 The model gets some numbers and a target, and writes one expression that uses each number
-once. Whatever it makes instead is told to it, and it may try again: so it learns both to
-find the operator at once and to use what it was told. Only tries, no reasoning: a model of
-this size has none to offer.
+once. Three solved puzzles show it how. Whatever it makes instead of the target is told to
+it, and it may try again: so it learns both to find the operator at once and to use what it
+was told. Only tries, no reasoning: a model of this size has none to offer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tutorial.example_math_agent.math_agent_simplify import calculate
 TRIES = 3
 FOR_ONE_LESS = 0.2
 """What each try but the first costs."""
+EXAMPLES = ((12, (3, 4), "3 * 4"), (5, (9, 4), "9 - 4"), (11, (6, 5), "6 + 5"))
 FOR_FORM = 0.1
 """What an episode earns when all its tries were expressions of the right numbers."""
 
@@ -28,7 +29,7 @@ class CountdownWorkflow(Workflow):
         client = tuner.as_raw_openai_sdk_client()
         puzzle = workflow_task.metadata["reasoning_gym"]["entry"]["metadata"]
         numbers, target = puzzle["numbers"], puzzle["target"]
-        messages = [{"role": "user", "content": question(numbers, target)}]
+        messages = [*shown(), {"role": "user", "content": question(numbers, target)}]
         well_formed, tries, solved = 0, 0, False
         while tries < TRIES and not solved:
             reply = await client.chat.completions.create(model="tuned", messages=messages)
@@ -48,6 +49,15 @@ class CountdownWorkflow(Workflow):
             metadata={"tries": tries, "well_formed": well_formed},
             log_metrics={"tries": float(tries), "well_formed": well_formed / tries},
         )
+
+
+def shown() -> list[dict[str, str]]:
+    """The solved puzzles, as if the model had solved them."""
+    return [
+        {"role": role, "content": content}
+        for target, numbers, answer in EXAMPLES
+        for role, content in (("user", question(numbers, target)), ("assistant", answer))
+    ]
 
 
 def question(numbers: Sequence[int], target: int) -> str:
