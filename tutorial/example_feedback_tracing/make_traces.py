@@ -16,6 +16,13 @@ from typing import Any
 HERE = Path(__file__).parent
 DESKS = ("billing", "delivery", "account", "repair")
 SYSTEM = f"Which desk is this ticket for: {', '.join(DESKS)}? Reply with just one word."
+EXAMPLES = (
+    ("It says that I did not pay, but I did.", "billing"),
+    ("It should have been here by now.", "delivery"),
+    ("I do not know my user name any more.", "account"),
+    ("It worked for a day, and then it stopped.", "repair"),
+)
+"""Stand in the agent's prompt, as turns."""
 THINGS = ("the lamp", "my chair", "the kettle", "my bike", "the phone", "my order", "the toaster")
 COMPLAINTS = {
     "billing": (
@@ -47,12 +54,12 @@ def ticket(complaint: str, thing: str) -> str:
 
 
 def trace(question: str, reply: str, feedback: str | None) -> dict[str, Any]:
+    messages = [{"role": "system", "content": SYSTEM}]
+    for asked, answer in (*EXAMPLES, (question, reply)):
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": answer})
     return {
-        "messages": [
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": reply},
-        ],
+        "messages": messages,
         "feedback": feedback,
         "source": "app",
     }
