@@ -28,12 +28,14 @@ from astuner.backbone.assembly import (
     workbench,
 )
 from astuner.backbone.context import RunContext, RunResult
+from astuner.backbone.targets import check_targets
 from astuner.chat.protocol import ChatCodec
 from astuner.config.schema import AstunerConfig
 from astuner.engine.protocol import AdamParams, Policy
 from astuner.errors import ConfigError
 from astuner.model_tuner import ProxyServer
 from astuner.task_rollout import Place, Rollout
+from astuner.task_runner.workflow import declared_targets
 from astuner.tracking import colored_tokens, legend, write_summary
 from astuner.trainer import TrainSettings
 from astuner.trainer.batch import make_batch
@@ -54,6 +56,7 @@ async def run(context: RunContext) -> RunResult:
     config, console = context.config, Console()
     with ExitStack() as stack:
         parts = user_parts(context)
+        check_targets(config, declared_targets(parts.workflow))
         model = _open(stack, config)
         alone = config.debug.debug_max_parallel == 1
         settings = replace_parallel(config)

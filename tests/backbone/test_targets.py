@@ -232,6 +232,7 @@ def test_debug_asks_the_endpoint_too(
 # ---------------------------------------------------------------- what contradicts itself
 
 
+@pytest.mark.parametrize("backbone", ["local", "debug"])
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
@@ -252,10 +253,12 @@ def test_debug_asks_the_endpoint_too(
     ],
 )
 def test_configuration_and_workflow_may_not_contradict(
-    tiny_model_dir: Path, tmp_path: Path, targets: dict[str, Any], message: str
+    tiny_model_dir: Path, tmp_path: Path, targets: dict[str, Any], message: str, backbone: str
 ) -> None:
+    job = two_agent_job(tiny_model_dir, tmp_path, targets, OneTrained)
+    job.config.backbone, job.config.debug.model = backbone, "fake"
     with pytest.raises(ConfigError, match=message):
-        two_agent_job(tiny_model_dir, tmp_path, targets, OneTrained).tune()
+        job.tune()
 
 
 def test_explain_says_in_words_who_answers() -> None:
