@@ -17,7 +17,7 @@ class PoliteWorkflow(Workflow):
         reply = await client.chat.completions.create(
             model="tuned",
             messages=[
-                {"role": "system", "content": "Answer the customer."},
+                {"role": "system", "content": "Answer the customer and say sorry."},
                 {"role": "user", "content": workflow_task.main_query},
             ],
         )

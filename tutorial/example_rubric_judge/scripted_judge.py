@@ -24,7 +24,7 @@ from starlette.routing import Route
 from tutorial.example_rubric_judge.make_rubric import ASK
 
 CRITERIA: Mapping[str, Callable[[str], bool]] = {
-    'The reply begins with "Sorry".': lambda reply: reply.startswith("Sorry"),
+    'The reply says "sorry".': lambda reply: "sorry" in reply.lower(),
     "The reply addresses the customer by name.": lambda reply: bool(
         re.search(r"\b(Ann|Ben|Cleo|Dan|Eva)\b", reply)
     ),
