@@ -16,6 +16,15 @@ SYSTEM_PROMPT = (
     'Ask one short question at a time, such as "Any fever?". '
     "When you know, reply with just the illness."
 )
+EXAMPLE = (
+    ("user", "Please help me."),
+    ("assistant", "Any fever?"),
+    ("user", "No, I have no fever."),
+    ("assistant", "Any bad food?"),
+    ("user", "Yes, I ate bad food."),
+    ("assistant", "poisoning"),
+)
+"""A visit that the prompt shows, so that a small model asks at all."""
 MAX_QUESTIONS = 3
 RIGHT, GUESSED, FOR_ASKING = 1.0, 0.1, 0.2
 
@@ -28,6 +37,7 @@ class DoctorWorkflow(Workflow):
         patient = Patient(workflow_task.metadata["illness"])
         messages = [
             {"role": "system", "content": SYSTEM_PROMPT},
+            *({"role": role, "content": content} for role, content in EXAMPLE),
             {"role": "user", "content": workflow_task.main_query},
         ]
         asked = 0
