@@ -17,7 +17,7 @@ SYSTEM_PROMPT = (
     "When you know, reply with just the illness."
 )
 EXAMPLE = (
-    ("user", "Please help me."),
+    ("user", "Good morning, doctor."),
     ("assistant", "Any fever?"),
     ("user", "No, I have no fever."),
     ("assistant", "Any bad food?"),
