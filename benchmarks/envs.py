@@ -6,8 +6,9 @@ many at once through the pool, and one and many at once through the HTTP service
 of its own. `cpu` is processor time of all processes together for one step, which does not
 depend on what else the machine does: what it is above the bare one's, our layer adds. Each
 figure is the best of two runs of 1.5 seconds; all of it takes some four minutes on two cores.
+It does not show what a model's turn takes, which is a thousand times more.
 
-    python benchmarks/envs.py [--markdown] [--parallel 200] [--only webshop,miniwob]
+    python benchmarks/envs.py [--write] [--parallel 200] [--only webshop,miniwob]
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
+from record import Report
 
 from astuner.config.schema import AstunerConfig
 from astuner.env import EnvPool, GymEnv, environment_service, open_environments
@@ -75,8 +77,9 @@ class Rate:
     def per_second(self) -> float:
         return self.steps / self.seconds
 
-    def __str__(self) -> str:
-        return f"{self.per_second:,.0f} | {1e6 * self.cpu_seconds / self.steps:,.0f}"
+    @property
+    def cpu_us(self) -> float:
+        return 1e6 * self.cpu_seconds / self.steps
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,16 @@ class Row:
     one_http: Rate
     many_http: Rate
 
-    def figures(self, parallel: int) -> list[str]:
-        at_once = str(min(parallel, self.world.at_once))
+    def figures(self, parallel: int) -> dict[str, Any]:
         rates = (self.bare, self.one, self.many, self.one_http, self.many_http)
-        return [self.world.title, at_once, *map(str, rates)]
+        cells: dict[str, Any] = {"environment": self.world.title}
+        cells["many"] = min(parallel, self.world.at_once)
+        for way, rate in zip(WAYS, rates, strict=True):
+            cells |= {f"{way}: steps/s": rate.per_second, f"{way}: cpu us": rate.cpu_us}
+        return cells
 
 
 WAYS = ("bare", "gym_env", "many at once", "HTTP", "many over HTTP")
-COLUMNS = ["environment", "many", *(f"{way}: steps/s | cpu us" for way in WAYS)]
 
 
 def cpu_seconds() -> float:
@@ -176,15 +181,11 @@ async def measure(world: World, parallel: int) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--write", action="store_true")
     parser.add_argument("--parallel", type=int, default=200)
     parser.add_argument("--only", default="", help="names, divided by commas")
     args = parser.parse_args()
-    edge = "|" if args.markdown else ""
-    header = " | ".join(COLUMNS)
-    print(edge + header + edge)
-    if args.markdown:
-        print("|" + "---|" * (header.count("|") + 1))
+    report = Report("envs", __doc__, write=args.write)
     only = args.only.split(",") if args.only else [world.name for world in WORLDS]
     for world in (world for world in WORLDS if world.name in only):
         try:
@@ -192,7 +193,7 @@ def main() -> None:
         except AstunerError as error:
             print(f"{world.title}: {error}", flush=True)
             continue
-        print(edge + " | ".join(row.figures(args.parallel)) + edge, flush=True)
+        report.row("Steps a second, and processor time a step", row.figures(args.parallel))
 
 
 if __name__ == "__main__":

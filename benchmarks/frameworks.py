@@ -5,10 +5,11 @@ four turns with two tool calls each, then the answer. The engine answers at once
 codec writes bytes, so that what takes time is the framework and the proxy. "proxy ms" is
 the time a call spends inside the proxy's app, "framework ms" the rest of the episode's
 time per call, "cpu ms" the processor time of both. The merge ratio is tokens of all calls,
-each as a sample of its own, over tokens of the samples made of them.
+each as a sample of its own, over tokens of the samples made of them. It does not show a real
+model's time, beside which all of this is little.
 
-    python scripts/install.py --env frameworks -- python benchmarks/frameworks.py
-    python scripts/install.py --env frameworks-openai2 -- python benchmarks/frameworks.py
+    python scripts/install.py --env frameworks -- python benchmarks/frameworks.py [--write]
+    python scripts/install.py --env frameworks-openai2 -- python benchmarks/frameworks.py [--write]
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from record import Report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -133,9 +136,11 @@ def main() -> None:
     )
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--only", help="one example of tutorial/frameworks")
+    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    header = False
+    report = Report("frameworks", __doc__, write=args.write)
+    table = f"With openai {version('openai').partition('.')[0]}"
     for name, (package, workflow) in EXAMPLES.items():
         if args.only not in (None, name):
             continue
@@ -146,10 +151,7 @@ def main() -> None:
         final = call("final_answer", answer=DONE) if name == "smolagents_agent" else DONE
         cells = measure(getattr(module, workflow), final, args.episodes)
         cells = {"example": name, "version": version(package) if package else "", **cells}
-        if not header:
-            print("| " + " | ".join(cells) + " |\n| " + " | ".join("---" for _ in cells) + " |")
-            header = True
-        print("| " + " | ".join(cells.values()) + " |", flush=True)
+        report.row(table, cells)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ then done a second of each. `MB a tenant` is what adapter, optimizer and samplin
 in the engine; `RSS` what the server's process grew by for each, before that. Engine and server
 have trained and sampled a little before anything is timed.
 
-A server is started for each row, with nothing on disk. Measure with nothing else running.
-`--write` puts the table, with commit and machine, into benchmarks/results/service.md.
+A server is started for each row, with nothing on disk. Measure with nothing else running. It
+does not show what an SDK takes on the client's side, nor checkpoints on disk.
 """
 
 from __future__ import annotations
@@ -25,18 +25,13 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-import torch
+from record import Report
 from service_client import RANK, Client, serve
 
 from astuner.config.service import ServiceConfig, load_service_config
@@ -44,12 +39,10 @@ from astuner.engine.protocol import AdamParams, LoraSpec, LossSpec, SamplingPara
 from astuner.service.datums import Datum, TrainRequest, loss_spec, samples
 from astuner.service.serve import load_base
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "service.md"
+TABLE = "Tenants"
 PROMPT, CHUNK = 16, 4
 IN_FLIGHT = 32
 BETWEEN_SMALL_CALLS = 0.05
-Rows = list[list[str]]
 
 
 # ---------------------------------------------------------------- throughput
@@ -253,46 +246,35 @@ async def probe(client: Client, seconds: list[float]) -> None:
         await asyncio.sleep(BETWEEN_SMALL_CALLS)
 
 
-# ---------------------------------------------------------------- tables
+# ---------------------------------------------------------------- the table
 
 
-def table(head: Sequence[str], rows: Rows) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def row(name: str, speed: Speed, alone: Speed) -> dict[str, Any]:
+    cells: dict[str, Any] = {
+        "tenants": name,
+        "trained tokens/s": speed.trained,
+        "trained: % of engine": 100 * speed.trained / alone.trained,
+        "sampled tokens/s": speed.sampled,
+        "sampled: % of engine": 100 * speed.sampled / alone.sampled,
+        "at once: trained tokens/s": speed.trained_at_once,
+        "at once: sampled tokens/s": speed.sampled_at_once,
+    }
+    if speed.small_calls:
+        calls = np.asarray(speed.small_calls) * 1000
+        cells |= {"small calls p50 ms": float(np.quantile(calls, 0.5))}
+        cells |= {"p99 ms": float(np.quantile(calls, 0.99))}
+    cells["MB a tenant"] = speed.bytes_each / 1e6 or None
+    cells["RSS MB a tenant"] = speed.rss_each / 1e6 or None
+    return cells
 
 
-def row(name: str, speed: Speed, alone: Speed) -> list[str]:
-    calls = np.asarray(speed.small_calls or [np.nan]) * 1000
-    return [
-        name,
-        f"{speed.trained:.0f}",
-        f"{speed.trained / alone.trained:.0%}",
-        f"{speed.sampled:.0f}",
-        f"{speed.sampled / alone.sampled:.0%}",
-        *(f"{a:.0f}" for a in (speed.trained_at_once, speed.sampled_at_once)),
-        *(f"{np.quantile(calls, q):.0f}" if speed.small_calls else "" for q in (0.5, 0.99)),
-        f"{speed.bytes_each / 1e6:.1f}" if speed.bytes_each else "",
-        f"{speed.rss_each / 1e6:.0f}" if speed.rss_each else "",
-    ]
-
-
-HEAD = (
-    "tenants", "trained tokens/s", "of engine", "sampled tokens/s", "of engine",
-    "at once: trained tokens/s", "sampled tokens/s",
-    "small calls p50 ms", "p99 ms", "MB a tenant", "RSS MB a tenant",
-)  # fmt: skip
-
-
-async def measure(args: argparse.Namespace) -> str:
+async def measure(args: argparse.Namespace, report: Report) -> None:
     config = load_service_config(None, [f"model.path={args.model}", f"model.dtype={args.dtype}"])
     alone, size = await engine_alone(config, args.sequences, args.length, args.seconds)
-    rows = [row("engine", alone, alone)]
-    print(*rows[-1], flush=True)
+    report.row(TABLE, row("engine", alone, alone))
     for tenants in args.tenants:
         speed = await throughput(args, tenants, size)
-        rows.append(row(str(tenants), speed, alone))
-        print(*rows[-1], flush=True)
-    return table(HEAD, rows)
+        report.row(TABLE, row(str(tenants), speed, alone))
 
 
 def main() -> None:
@@ -305,23 +287,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    begun = time.perf_counter()
-    text = asyncio.run(measure(args))
-    print(f"\n{text}\n\n{time.perf_counter() - begun:.0f} s in all")
-    if args.write:
-        RESULTS.write_text(f"# The fine-tuning service\n\n{where(args)}\n\n{text}\n")
-
-
-def where(args: argparse.Namespace) -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    cpus, memory = os.cpu_count(), psutil.virtual_memory().total / 2**30
-    return (
-        f"`python benchmarks/service.py --write` at commit {commit}: {args.model}, "
-        f"{args.sequences} sequences of {args.length} tokens; {platform.machine()}, {cpus} cores, "
-        f"{memory:.0f} GB, torch {torch.__version__}. See the script for what is measured."
-    )
+    asyncio.run(measure(args, Report("service", __doc__, write=args.write)))
 
 
 if __name__ == "__main__":
