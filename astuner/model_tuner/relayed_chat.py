@@ -12,6 +12,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from astuner.errors import EngineError, RequestError
 from astuner.model_tuner import sampling
 from astuner.model_tuner.exchange import Endpoint, Exchange
@@ -57,37 +59,51 @@ class RelayChat(Endpoint):
     async def answer(self, agent: AgentKey, exchange: Exchange) -> None:
         data = await exchange.json()
         request = parse_request(ChatRequest, data)
-        use = tool_use(request)
-        body = self._body(agent, request, data)
-        replies = RelayedReplies(agent, data, request.n)
-        response: dict[str, Any] = {}
-        last: list[dict[str, Any]] = []
-        async with exchange.flight(agent), model_deadline(self._call_timeout):
-            if request.stream:
-                last = await self._pass_on(body, replies, exchange)
+        with agent.attempts.take(exchange.claim) as attempt:
+            if attempt.answered is not None:
+                agent.session.count("answered_again")
+                rest = from_json(attempt.answered)
             else:
-                response = await self._upstream.ask(body)
-                replies.whole(response)
-            self._record(agent, replies, use)
+                async with exchange.flight(agent), model_deadline(self._call_timeout):
+                    told, rest = await self._ask(agent, request, data, exchange)
+                    attempt.answered = to_json(told)
         if not request.stream:
-            await exchange.reply(response)
+            await exchange.reply(rest[0])
             return
-        for event in last:
+        for event in rest:
             await exchange.events.send(event)
         await exchange.events.done()
 
+    async def _ask(
+        self, agent: AgentKey, request: ChatRequest, data: dict[str, Any], exchange: Exchange
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Ask and record: the answer, and what of it the client does not have yet."""
+        use = tool_use(request)
+        body = self._body(agent, request, data)
+        replies = RelayedReplies(agent, data, request.n)
+        if request.stream:
+            told, passed_on = await self._pass_on(body, replies, exchange)
+        else:
+            told, passed_on = [await self._upstream.ask(body)], 0
+            replies.whole(told[0])
+        self._record(agent, replies, use)
+        return told, told[passed_on:]
+
     async def _pass_on(
         self, body: Mapping[str, Any], replies: RelayedReplies, exchange: Exchange
-    ) -> list[dict[str, Any]]:
-        """Pass chunks on as they come, but keep the last ones until the calls are recorded."""
-        kept: list[dict[str, Any]] = []
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Pass chunks on as they come, but keep the last ones until the calls are recorded: all
+        of them, and how many were passed on."""
+        told: list[dict[str, Any]] = []
+        passed_on, ends = 0, False
         async with aclosing(self._upstream.stream(body)) as events:
             async for event in events:
-                if replies.chunk(event) or kept:
-                    kept.append(event)
-                else:
+                told.append(event)
+                ends = replies.chunk(event) or ends
+                if not ends:
+                    passed_on += 1
                     await exchange.events.send(event)
-        return kept
+        return told, passed_on
 
     def _record(self, agent: AgentKey, replies: RelayedReplies, use: ToolUse) -> None:
         if not replies.complete:

@@ -100,6 +100,31 @@ async def test_a_stream_with_a_tool_call(relay: Any) -> None:
     assert call.response["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_asked_again_is_one_call(relay: Any, stream: bool) -> None:
+    relayed = relay(f"see {CALL}", "second")
+    session = relayed.session(sampling=sampling(max_tokens=500))
+    client = session.tuner.as_raw_openai_sdk_client()
+
+    async def ask(**headers: str) -> tuple[str, list[str]]:
+        answer: Any = await client.chat.completions.create(
+            model="x", messages=USER, tools=TOOLS, stream=stream, extra_headers=headers
+        )
+        if not stream:
+            message = answer.choices[0].message
+            return message.content, [c.function.name for c in message.tool_calls or ()]
+        deltas = [chunk.choices[0].delta async for chunk in answer if chunk.choices]
+        calls = [c.function.name for d in deltas for c in d.tool_calls or ()]
+        return "".join(d.content or "" for d in deltas), calls
+
+    first = await ask()
+    assert first == ("see", ["add"])
+    assert await ask(**{"x-stainless-retry-count": "1"}) == first
+    assert session.counters == {"calls": 1, "answered_again": 1}
+    assert len(relayed.foreign.sessions[0].calls) == len(session.calls) == 1
+    assert await ask() == ("second", [])  # the same words, but not asked again
+
+
 async def test_a_stream_is_recorded_before_its_last_chunk(relay: Any) -> None:
     session = relay("a").session(sampling=sampling())
     client = session.tuner.as_raw_openai_sdk_client()
