@@ -30,12 +30,23 @@ def episode_rewards(episode: Episode) -> Rewards:
 
 
 def credit(groups: Sequence[Group], estimator: Estimator) -> list[list[Sample]]:
-    """The samples of each group's usable episodes, with `advantages` set.
+    """The samples of each group's usable episodes, with `advantages` set. Whether targets have
+    baselines of their own is decided group by group, so none depends on its neighbours' form.
 
     An episode whose turn rewards do not have one entry per call must not get here.
     """
-    if any(e.target_rewards is not None for g in groups for e in g.usable):
-        return _credit_by_target(groups, estimator)
+    apart = [any(e.target_rewards is not None for e in group.usable) for group in groups]
+    credited: dict[int, list[Sample]] = {}
+    for how, is_apart in ((_credit_whole, False), (_credit_by_target, True)):
+        places = [i for i, a in enumerate(apart) if a is is_apart]
+        if places:
+            samples = how([groups[i] for i in places], estimator)
+            credited |= dict(zip(places, samples, strict=True))
+    return [credited[i] for i in range(len(groups))]
+
+
+def _credit_whole(groups: Sequence[Group], estimator: Estimator) -> list[list[Sample]]:
+    """Every call of an episode has its reward."""
     advantages = estimator([[episode_rewards(e) for e in g.usable] for g in groups])
     return [
         [

@@ -104,6 +104,18 @@ def test_an_episode_with_one_number_counts_for_every_target_of_it() -> None:
     assert advantages_of(samples, "villager") == [[-1.5], [1.5]]
 
 
+def test_a_group_has_the_same_baseline_beside_one_that_rewards_its_targets() -> None:
+    # The villager spoke in the first episode only; both count for a reward of the whole episode.
+    a = two_targets("a", None, ["wolf", "villager"], reward=1.0)
+    b = two_targets("b", None, ["wolf"], reward=0.0)
+    by_target = two_targets("c", {"wolf": (1.0,)}, ["wolf"], group="h")
+    [alone] = credit([group("g", a, b)], dr_grpo)
+    _, beside = credit([group("h", by_target), group("g", a, b)], dr_grpo)
+    for samples in (alone, beside):
+        assert advantages_of(samples, "wolf") == [[0.5], [-0.5]]
+        assert advantages_of(samples, "villager") == [[0.5]]
+
+
 def test_a_target_without_a_reward_gets_nothing() -> None:
     e = two_targets("a", {"wolf": (1.0,)}, ["wolf", "user"])
     [samples] = credit([group("g", e)], reinforce)
