@@ -33,6 +33,8 @@ class Verdict:
     is_success: bool | None
     target_rewards: Mapping[str, tuple[float, ...]] | None = None
     """Of a dict: target tag -> (its number,) or its list."""
+    listed: frozenset[str] = frozenset()
+    """The targets that got a list: one entry is then for one call, not for all."""
 
 
 def to_verdict(outcome: Any, is_success: bool | None = None) -> Verdict:
@@ -58,17 +60,20 @@ def _by_target(rewards: Mapping[Any, Any], is_success: bool | None) -> Verdict:
     if not rewards:
         raise RewardError(f"The reward is an empty dict. {_EXPECTED}")
     targets: dict[str, tuple[float, ...]] = {}
+    listed: set[str] = set()
     for tag, given in rewards.items():
         if not isinstance(tag, str):
             raise RewardError(f"The reward names the target {tag!r}, not a text. {_EXPECTED}")
         value = _plain(given)
         values = cast("list[Any]", value) if isinstance(value, list) else [value]
+        if isinstance(value, list):
+            listed.add(tag)
         if not values:
             raise RewardError(f"The reward of target {tag!r} is an empty list. {_EXPECTED}")
         targets[tag] = tuple(_number(_plain(v), f" of target {tag!r}") for v in values)
     sums = [sum(of_target) for of_target in targets.values()]
     mean = _number(sum(sums) / len(sums), " (the mean over the targets)")
-    return Verdict(mean, None, is_success, targets)
+    return Verdict(mean, None, is_success, targets, frozenset(listed))
 
 
 def _pair(outcome: tuple[Any, ...]) -> tuple[Any, bool | None]:

@@ -34,6 +34,16 @@ def wrong_type(name: str, output: object) -> Failure:
     )
 
 
+def targets_widened(name: str, now: frozenset[str] | None, declared: frozenset[str]) -> Failure:
+    """`execute` changed its trainable targets to some that the class does not name."""
+    return Failure(
+        FailureKind.WORKFLOW,
+        f"{name} set self.trainable_targets to {None if now is None else sorted(now)}, but the "
+        f"class declares {sorted(declared)}, and by that it was decided who answers. Declare every "
+        "target in the class; execute may only leave some of them out.",
+    )
+
+
 def overdue(timeout: float, where: str, *, calls_in_flight: int, left_behind: bool) -> Failure:
     """`execute` did not return in time; `where` is where it stood."""
     message = f"The workflow did not return within rollout.episode_timeout = {timeout:g} s."

@@ -27,6 +27,8 @@ class Score:
     is_success: bool | None = None
     failure: Failure | None = None
     target_rewards: Mapping[str, tuple[float, ...]] | None = None
+    listed: frozenset[str] = frozenset()
+    """As in `Verdict`."""
 
     def of_target(self, tag: str) -> float:
         """What the calls of this target brought in all; 0 where there is no reward."""
@@ -58,7 +60,8 @@ def checked(verdict: Verdict, num_calls: int, who: str) -> Score:
             f"The {who} returned {len(turns)} per-turn rewards, but the episode made {num_calls} "
             "LLM calls. Return one reward for each call in order, or a single number."
         )
-    return Score(verdict.reward, turns, verdict.is_success, None, verdict.target_rewards)
+    own = verdict.target_rewards
+    return Score(verdict.reward, turns, verdict.is_success, None, own, verdict.listed)
 
 
 def checked_targets(
@@ -82,7 +85,7 @@ def checked_targets(
             f"{sorted(calls)}. The names are the target_tag of tuner.as_...(target_tag=...)."
         )
     for tag, of_target in rewards.items():
-        if len(of_target) not in (1, calls[tag]):
+        if len(of_target) != calls[tag] and tag in score.listed:
             return bad_reward(
                 f"The reward of target {tag!r} is a list of {len(of_target)}, but the target made "
                 f"{calls[tag]} LLM calls. Give one for each of its calls in order, or one number."

@@ -32,6 +32,7 @@ from astuner.task_runner.environments import (
 from astuner.task_runner.failures import (
     engine_failed,
     overdue,
+    targets_widened,
     unrecovered,
     workflow_raised,
     wrong_type,
@@ -357,6 +358,9 @@ class EpisodeRunner:
         returned = ended.value
         if returned is None or not isinstance(returned.output, WorkflowOutput):
             return targets, wrong_type(name, returned and returned.output)
+        now = returned.targets
+        if targets is not None and (now is None or not now <= targets):
+            return targets, targets_widened(name, now, targets)
         return returned.targets, returned.output
 
     # ---------------------------------------------------------------- the reward

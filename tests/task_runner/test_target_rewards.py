@@ -75,6 +75,11 @@ async def test_a_judge_may_give_the_dict() -> None:
             "target 'wolf' is a list of 3, but the target made 2 LLM calls.",
         ),
         (
+            {"wolf": [0.5], "villager": 0.0},
+            None,
+            "target 'wolf' is a list of 1, but the target made 2 LLM calls.",
+        ),
+        (
             {"wolf": 1.0},
             None,
             "names ['wolf'], but not the target 'villager', which made 1 LLM calls and is trained.",
@@ -105,6 +110,26 @@ async def test_what_the_configuration_names_as_untrained_is_not_trained() -> Non
     both = await run(game(0.5, ["wolf", "villager"]), named_targets=named)
     assert trained(both) == [("wolf", 2), ("villager", 0), ("wolf", 2)]
     assert [s.reward for s in both.samples] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("now", "kept"), [(["wolf"], True), ([], True), (["wolf", "seer"], False), (None, False)]
+)
+async def test_execute_may_leave_targets_out_but_name_no_others(
+    now: list[str] | None, kept: bool
+) -> None:
+    class Changing(game(0.5, ["wolf", "villager"])):
+        async def execute(self, workflow_task: Any, tuner: Any) -> WorkflowOutput:
+            self.trainable_targets = now
+            return await super().execute(workflow_task, tuner)
+
+    episode = await run(Changing)
+    assert episode.ok is kept
+    if kept:
+        assert trained(episode) == [(t, 2 * (t in now)) for t in ("wolf", "villager", "wolf")]
+    else:
+        assert episode.failure.kind is FailureKind.WORKFLOW
+        assert "the class declares ['villager', 'wolf']" in episode.failure.message
 
 
 async def test_the_session_knows_who_is_not_trained() -> None:
