@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -37,13 +36,17 @@ VERL_LATEST = "latest_checkpointed_iteration.txt"
 
 def eval_result(episodes: Sequence[Episode]) -> EvalResult:
     """The score is the success rate where every scored episode says whether it succeeded,
-    else the mean reward; failed episodes count as 0."""
+    else the mean reward; failed episodes count as 0, also for each target."""
     if not episodes:
         return EvalResult(0.0, 0)
     scored = [e for e in episodes if e.ok]
+    failed = len(episodes) - len(scored)
     reward = sum(e.reward or 0.0 for e in scored) / len(episodes)
-    metrics = {"reward": reward, "failed": float(len(episodes) - len(scored))}
-    metrics |= {f"reward/{tag}": fmean(got) for tag, got in target_totals(scored).items()}
+    metrics = {"reward": reward, "failed": float(failed)}
+    metrics |= {
+        f"reward/{tag}": sum(got) / (len(got) + failed)
+        for tag, got in target_totals(scored).items()
+    }
     if not scored or any(e.is_success is None for e in scored):
         return EvalResult(reward, len(episodes), metrics)
     success = sum(bool(e.is_success) for e in scored) / len(episodes)

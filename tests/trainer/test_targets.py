@@ -13,7 +13,7 @@ from astuner.algorithm.advantages import dr_grpo
 from astuner.backbone.report import eval_result
 from astuner.trainer.batch import make_batch, with_checked_rewards
 from astuner.trainer.metrics import batch_metrics, episode_metrics
-from astuner.types import Episode, Group, Sample, Task
+from astuner.types import Episode, Failure, FailureKind, Group, Sample, Task
 
 from . import toys
 
@@ -115,6 +115,14 @@ def test_a_validation_tells_the_score_of_each_target() -> None:
     assert result.score == 0.5
     assert result.metrics["reward/wolf"] == 0.5
     assert result.metrics["reward/villager"] == 5.0
+
+
+def test_a_failed_episode_counts_as_nothing_in_every_score() -> None:
+    first, *others = (replace(e, reward=3.0) for e in group("g", [1, 1], [5, 5]).episodes)
+    lost = replace(first, failure=Failure(FailureKind.ENVIRONMENT, "gone"))
+    result = eval_result([lost, *others])
+    assert (result.score, result.metrics["reward"], result.metrics["failed"]) == (1.5, 1.5, 1.0)
+    assert (result.metrics["reward/wolf"], result.metrics["reward/villager"]) == (0.5, 2.5)
 
 
 def test_an_old_opponent_does_not_make_a_group_stale() -> None:
