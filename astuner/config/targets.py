@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
+from urllib.parse import urlsplit
 
 from astuner.config.keys import full, nearest_choice
 from astuner.config.schema import AstunerConfig, LoraConfig
@@ -44,7 +45,8 @@ class TargetEndpoint:
 
     base_url: str
     model: str
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str = ""
+    """"" sends no key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +122,16 @@ def _target(tag: str, form: Mapping[str, Any], config: AstunerConfig) -> Target:
     if kind == "past":
         return Target(tag, "past", back=-form["version"], of=form.get("of", ""))
     if kind == "endpoint":
-        return Target(tag, "endpoint", endpoint=TargetEndpoint(**form["endpoint"]))
+        return Target(tag, "endpoint", endpoint=_endpoint(**form["endpoint"]))
     return Target(tag, "frozen")
+
+
+def _endpoint(base_url: str, model: str, api_key_env: str | None = None) -> TargetEndpoint:
+    """Who is not OpenAI is not sent OpenAI's key unasked."""
+    if api_key_env is None:
+        openai = urlsplit(base_url).netloc == "api.openai.com"
+        api_key_env = "OPENAI_API_KEY" if openai and base_url.startswith("https:") else ""
+    return TargetEndpoint(base_url, model, api_key_env)
 
 
 def _kind(form: Any) -> Kind | None:

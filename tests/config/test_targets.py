@@ -30,7 +30,7 @@ def test_each_form_says_who_answers() -> None:
     assert (wolf.kind, wolf.lora.rank, wolf.lora.alpha, wolf.lr) == ("own", 4, 7, 0.01)
     assert (old.kind, old.back, old.of) == ("past", 2, "wolf")
     assert targets["villager"].kind == "frozen"
-    assert targets["user"].endpoint == TargetEndpoint("http://x/v1", "m", "OPENAI_API_KEY")
+    assert targets["user"].endpoint == TargetEndpoint("http://x/v1", "m", "")
     assert own_targets(config) == {"wolf"}
     assert untrained_targets(config) == {"villager", "old", "user"}
     assert needs_host(config)
@@ -40,6 +40,24 @@ def test_each_form_says_who_answers() -> None:
         "wolf 2 versions ago, not trained",
         "m at http://x/v1, not trained",
     ]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "variable"),
+    [
+        ("base_url: 'https://api.openai.com/v1'", "OPENAI_API_KEY"),
+        ("base_url: 'http://api.openai.com/v1'", ""),
+        ("base_url: 'https://api.openai.com.example.org/v1'", ""),
+        ("base_url: 'http://10.0.0.7:8000/v1'", ""),
+        ("base_url: 'http://10.0.0.7:8000/v1', api_key_env: MINE", "MINE"),
+        ("base_url: 'https://api.openai.com/v1', api_key_env: ''", ""),
+    ],
+)
+def test_openais_key_is_for_openai_unless_it_is_named(endpoint: str, variable: str) -> None:
+    given = f"model.targets={{user: {{endpoint: {{{endpoint}, model: m}}}}}}"
+    target = targets_of(load_config(None, [given]).config)["user"]
+    assert target.endpoint is not None
+    assert target.endpoint.api_key_env == variable
 
 
 def test_without_targets_nothing_is_special() -> None:
