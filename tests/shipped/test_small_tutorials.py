@@ -1,4 +1,4 @@
-"""Countdown, learning to ask, feedback tracing, rubric judge: their rules, and two steps each."""
+"""Countdown, learning to ask, feedback, rubric judge, shop: their rules, and two steps each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lines(path: Path) -> list[Any]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", ["countdown", "learning_to_ask", "feedback_tracing"])
+@pytest.mark.parametrize("name", ["countdown", "learning_to_ask", "feedback_tracing", "webshop"])
 def test_two_steps(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     two_steps(name, tiny_model_dir, tmp_path)
 

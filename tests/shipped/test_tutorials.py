@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,14 @@ from astuner import Task, WorkflowOutput, WorkflowTask
 from astuner.cli import main
 from astuner.config.load import load_config
 from tutorial.example_arithmetic.arithmetic_agent import BareNumberJudge
-from tutorial.example_math_agent.math_agent_simplify import calculate, same_number
+from tutorial.example_math_agent.math_agent import last_number
+from tutorial.example_math_agent.math_agent_simplify import (
+    SHOWN,
+    MathToolWorkflow,
+    boxed,
+    calculate,
+    same_number,
+)
 
 from .artefacts import GSM8K, PROBLEMS, ROOT, gsm8k_folder, name_of, offline_datasets, tiny
 
@@ -56,6 +64,12 @@ def check(summary: dict[str, Any], episodes: int) -> None:
 
 def test_arithmetic(tiny_model_dir: Path, tmp_path: Path) -> None:
     check(run("configs/quickstart.yaml", tmp_path / "runs", *tiny(tiny_model_dir)), episodes=8)
+
+
+@pytest.mark.parametrize("name", ["products", "calculator"])
+def test_maths_agent_on_two_cores(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    config = f"tutorial/example_math_agent/{name}.yaml"
+    check(run(config, tmp_path / "runs", *tiny(tiny_model_dir)), episodes=8)
 
 
 MATHS = "tutorial/example_math_agent/gsm8k.yaml"
@@ -131,6 +145,67 @@ def test_what_cannot_be_calculated_is_told(expression: str) -> None:
 )
 def test_same_number(answer: str, reference: str, same: bool) -> None:
     assert same_number(answer, reference) is same
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("4 * 5 = 20", "20"),
+        ("The answer is \\boxed{-1,234.50}.", "-1,234.50"),
+        ("12, or 13.", "13"),
+        ("none", ""),
+    ],
+)
+def test_the_last_number(text: str, number: str) -> None:
+    assert last_number(text) == number
+
+
+class Script:
+    """A tuner whose model says these lines, one a turn, and keeps what it was asked."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines, self.asked = list(lines), list[list[dict[str, str]]]()
+        self.chat = self.completions = self
+
+    def as_raw_openai_sdk_client(self) -> Any:
+        return self
+
+    async def create(self, *, model: str, messages: list[dict[str, str]]) -> Any:
+        self.asked.append([*messages])
+        message = SimpleNamespace(content=self.lines.pop(0))
+        return SimpleNamespace(choices=[SimpleNamespace(message=message)])
+
+
+@pytest.mark.parametrize(
+    ("lines", "turns", "reward"),
+    [
+        (["calc: 47 * 83", "\\boxed{3901}"], 2, 1.0),
+        (["\\boxed{3901}"], 1, 1.0),
+        (["calc: 47 * 83", "\\boxed{84}"], 2, 0.2),
+        (["\\boxed{84}"], 1, 0.1),
+        (["calc: 47 * ", "calc: 47", "It is", "3901"], 4, 0.1),
+        (["calc: x", "Hm", "Hm", "Hm"], 4, 0.0),
+    ],
+)
+async def test_the_calculators_episode(lines: list[str], turns: int, reward: float) -> None:
+    task = Task(main_query="47 * 83?", metadata={"answer": "3901"})
+    episode = WorkflowTask(task=task, task_id="0", episode_id="e", repeat_index=0, split="train")
+    tuner: Any = Script(*lines)
+    output = await MathToolWorkflow().execute(episode, tuner)
+    assert len(tuner.asked) == turns
+    assert output.reward == pytest.approx(reward)
+    assert output.is_success is (reward == 1.0)
+    assert [m["content"] for m in tuner.asked[0][1:]] == [
+        *(m["content"] for m in SHOWN),
+        "47 * 83?",
+    ]
+    if lines[0] == "calc: 47 * 83":
+        assert tuner.asked[1][-1]["content"] == "3901"
+
+
+def test_what_is_boxed() -> None:
+    assert boxed("so \\boxed{ 84 }.") == " 84 "
+    assert boxed("84") == ""
 
 
 @pytest.mark.parametrize(

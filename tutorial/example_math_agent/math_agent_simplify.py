@@ -1,8 +1,9 @@
 """A maths agent that works in several turns with a calculator, in plain text.
 
 It needs no tool support from the model: a line `calc: 12 * 7` is evaluated and
-the result comes back as the next message; the answer goes into \\boxed{}. The
-workflow computes its own reward, so it needs no judge.
+the result comes back as the next message; the answer goes into \\boxed{}. One exchange is
+shown, because a small model never writes such a line of itself. The workflow computes its
+own reward, so it needs no judge.
 """
 
 from __future__ import annotations
@@ -15,13 +16,20 @@ from typing import Any
 
 from astuner import ModelTuner, Workflow, WorkflowOutput, WorkflowTask
 
-SYSTEM_PROMPT = """You solve maths problems step by step.
-To calculate, write one line such as
-calc: 12 * 7
-and stop; the result will be sent to you.
-When you know the answer, write it as \\boxed{42}."""
-
+SYSTEM_PROMPT = (
+    "To calculate, write one line that begins with calc: and stop; the result will be sent to "
+    "you. When you know the answer, write it in \\boxed{}."
+)
+SHOWN = [
+    {"role": "user", "content": "Calculate 12 * 7."},
+    {"role": "assistant", "content": "calc: 12 * 7"},
+    {"role": "user", "content": "84"},
+    {"role": "assistant", "content": "\\boxed{84}"},
+]
 MAX_TURNS = 4
+FOR_CALL, FOR_ANSWER = 0.1, 0.1
+"""What an episode without the right answer earns for having calculated something, and for
+any answer."""
 
 OPERATORS: dict[type, Any] = {
     ast.Add: operator.add,
@@ -65,6 +73,17 @@ def same_number(answer: str, reference: str) -> bool:
         return answer.strip() == reference.strip()
 
 
+def boxed(text: str) -> str:
+    """What stands in \\boxed{}; empty where there is none."""
+    found = re.search(r"\\boxed\{([^}]*)\}", text)
+    return found.group(1) if found else ""
+
+
+def reference_of(workflow_task: WorkflowTask) -> str:
+    """The right answer; in GSM8K it stands behind ####."""
+    return str(workflow_task.metadata["answer"]).split("####")[-1].strip()
+
+
 class MathToolWorkflow(Workflow):
     name: str = "math_agent_workflow"
 
@@ -72,20 +91,24 @@ class MathToolWorkflow(Workflow):
         client = tuner.as_raw_openai_sdk_client()
         messages: list[Any] = [
             {"role": "system", "content": SYSTEM_PROMPT},
+            *SHOWN,
             {"role": "user", "content": workflow_task.main_query},
         ]
-        answer = ""
+        answer, called = "", False
         for _ in range(MAX_TURNS):
             completion = await client.chat.completions.create(model="tuned", messages=messages)
             text = completion.choices[0].message.content or ""
             messages.append({"role": "assistant", "content": text})
-            if boxed := re.search(r"\\boxed\{([^}]*)\}", text):
-                answer = boxed.group(1)
+            if answer := boxed(text):
                 break
             calc = re.search(r"calc:(.+)", text)
             hint = calculate(calc.group(1)) if calc else "Go on; end with \\boxed{answer}."
+            called |= calc is not None and not hint.startswith("error")
             messages.append({"role": "user", "content": hint})
-        reference = str(workflow_task.metadata["answer"]).split("####")[-1].strip()
-        correct = same_number(answer, reference)
-        reward = 1.0 if correct else 0.1 if answer else 0.0
-        return WorkflowOutput(reward=reward, is_success=correct, metadata={"final_answer": answer})
+        correct = same_number(answer, reference_of(workflow_task))
+        return WorkflowOutput(
+            reward=1.0 if correct else FOR_CALL * called + FOR_ANSWER * bool(answer),
+            is_success=correct,
+            metadata={"final_answer": answer},
+            log_metrics={"called": float(called), "answered": float(bool(answer))},
+        )

@@ -1,0 +1,1 @@
+"""An agent that buys what it was asked for."""
