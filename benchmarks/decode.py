@@ -25,6 +25,7 @@ import astuner  # noqa: F401 - first: it tells OpenMP not to spin, which torch r
 # isort: split
 import argparse
 import asyncio
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -137,9 +138,12 @@ def side_by_side(
             job = {"model": str(folder), "dtype": str(dtype).removeprefix("torch.")}
             job |= {"prompts": prompts, "repeats": args.repeats, "tokens": args.tokens}
             name = stack.enter_context(tempfile.TemporaryDirectory())
-            vllm = Side("verl-vllm-cpu", "decode_vllm.py", job, Path(name))
-            stack.callback(vllm.close)
-            sides["vLLM"] = lambda _: vllm()["seconds"]
+            try:
+                vllm = Side("verl-vllm-cpu", "decode_vllm.py", job, Path(name))
+                stack.callback(vllm.close)
+                sides["vLLM"] = lambda _: vllm()["seconds"]
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
         if args.generate:
             plain = hf_generate(folder, prompts, args.repeats, dtype, device)
             plain(2)

@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--turns", type=int, nargs="+", default=[5, 10], help="of the trees")
+    parser.add_argument("--turns", type=int, nargs="+", default=[6, 12], help="of the trees")
     parser.add_argument("--long", type=int, default=50, help="turns of the long episodes")
     parser.add_argument("--no-padded", dest="padded", action="store_false")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
