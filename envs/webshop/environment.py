@@ -85,7 +85,6 @@ class Visit:
         self._seed = self._seed if seed is None else seed
         self._goal = self._goal_of(self._seed)
         self._steps = 0
-        self._found: list[Product] = []
         self._start()
         return self._shown(), self._info()
 
@@ -140,6 +139,7 @@ class Visit:
             self._in_sub_page = True
 
     def _start(self) -> None:
+        self._found: list[Product] = []
         self._results(1)
         self._page: Page = pages.search_page(self._goal.instruction)
 
@@ -161,6 +161,7 @@ class Visit:
         got = self._score(self._product, list(self._chosen.values()), self._goal)
         self._page = pages.end_page(got.reward)
         told = {
+            "page": "end",
             "asin": self._product.asin,
             "type": got.type,
             "attributes": got.attributes,
@@ -178,7 +179,8 @@ class Visit:
     def _info(self) -> Info:
         """What can be done on this page; searching always can, as in the original."""
         clicks = [f"click[{words}]" for words in pages.clickable(self._page)]
-        return {"available_actions": ["search[<words>]", *clicks]}
+        page = "item" if self._product else "results" if self._found else "search"
+        return {"page": page, "available_actions": ["search[<words>]", *clicks]}
 
 
 def make(task_id: str, params: dict[str, Any]) -> Visit:

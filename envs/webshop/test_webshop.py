@@ -236,7 +236,7 @@ def test_pages_and_actions() -> None:
     shown, info = env.reset(seed=1)
     instruction = env._goal.instruction
     assert shown == f"WebShop [SEP] Instruction: [SEP] {instruction} [SEP] Search"
-    assert info == {"available_actions": ["search[<words>]"]}
+    assert info == {"page": "search", "available_actions": ["search[<words>]"]}
     shown = env.step("Search[boots shoes jacket shirt]")[0]
     pieces = shown.split(" [SEP] ")
     assert pieces[:5] == ["Instruction:", instruction, "Back to Search",
@@ -261,7 +261,13 @@ def test_pages_and_actions() -> None:
     assert env._chosen == {name: values[1]}, "a look at the features forgets nothing"
     assert env.step("click[< prev]")[0] == " [SEP] ".join(second)
     assert env._chosen == {}, "options belong to a product"
-    assert env.step("click[back to search]")[0].startswith("WebShop [SEP]")
+    shown, *_, info = env.step("click[back to search]")
+    assert shown.startswith("WebShop [SEP]")
+    assert info["page"] == "search"
+    first = f"click[{env._shop.search.find('hiking boots')[0].asin}]"
+    ways = ["search[zebra]", "search[hiking boots]", first, "click[reviews]", "click[< prev]"]
+    pages = [env.step(way)[4]["page"] for way in [*ways, "click[buy now]"]]
+    assert pages == ["search", "results", "item", "item", "item", "end"]
 
 
 def test_lines_mark_what_can_be_clicked_and_what_was_chosen() -> None:

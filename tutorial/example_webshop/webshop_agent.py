@@ -4,7 +4,7 @@ The shop is `workflow_task.gym_env`, made for this episode and released after it
 the model reads a page and answers with one action; a purchase ends the visit and pays what the
 shop says that it is worth, from 0 to 1. A reply that is no action ends it too, and so do
 `env.params.max_steps`. One visit is shown, because a small model does not guess the form; a
-small part of the reward is for keeping to it.
+small part of the reward is for the pages on the way to a purchase, whatever is bought.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ SHOWN = (
     "click[buy now]",
 )
 """Pages and what the customer does with them, by turns."""
-FOR_ACTIONS = 0.1
-"""What a visit earns when all its replies were actions, besides the purchase."""
+STAGES = ("search", "results", "item", "end")
+"""The pages on the way to a purchase."""
+FOR_STAGE = 0.05
+"""What a visit earns for each that it came to, besides what its purchase is worth."""
 
 
 class WebShopWorkflow(Workflow):
@@ -44,21 +46,19 @@ class WebShopWorkflow(Workflow):
                 {"role": "assistant", "content": action},
             ]
         page, _ = await env.reset()
-        worth, actions, turns, bought, done = 0.0, 0, 0, False, False
+        worth, turns, stage, done = 0.0, 0, 0, False
         while not done:
             messages.append({"role": "user", "content": page})
             reply = await client.chat.completions.create(model="tuned", messages=messages)
             answer = reply.choices[0].message.content or ""
             messages.append({"role": "assistant", "content": answer})
             page, worth, bought, truncated, info = await env.step(answer)
-            is_action = not info.get("invalid_action", False)
-            actions += is_action
+            stage = max(stage, STAGES.index(info["page"]))
             turns += 1
-            done = bought or truncated or not is_action
-        share = actions / turns
+            done = bought or truncated or info.get("invalid_action", False)
         return WorkflowOutput(
-            reward=worth + FOR_ACTIONS * share,
+            reward=worth + FOR_STAGE * stage,
             is_success=worth == 1.0,
-            metadata={"turns": turns, "bought": bought, "worth": worth},
-            log_metrics={"worth": worth, "bought": float(bought), "actions_share": share},
+            metadata={"turns": turns, "reached": STAGES[stage], "worth": worth},
+            log_metrics={"worth": worth, "stage": float(stage), "turns": float(turns)},
         )
