@@ -24,7 +24,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from astuner.backbone.context import BACKBONES, PLANNED, RunContext, RunResult
+from astuner.backbone.context import BACKBONES, RunContext, RunResult
 from astuner.config.load import LoadedConfig, check_backbone, check_complete, dump_config
 from astuner.env import environment_service
 from astuner.errors import CheckpointError, ConfigError
@@ -77,11 +77,6 @@ def launch(
 
 def backbone_function(name: str) -> Callable[[RunContext], Any]:
     """The backbone's coroutine function; ConfigError lists the choices."""
-    if name in PLANNED:
-        raise ConfigError(
-            f"backbone: {name!r} is not part of this version. "
-            f"Use one of: {', '.join(BACKBONES)} (local needs no GPU)."
-        )
     if name not in BACKBONES:
         raise ConfigError(
             f"backbone: unknown value {name!r}. Choose one of: {', '.join(BACKBONES)}"

@@ -24,7 +24,6 @@ BACKBONES = {
     "trinity": "astuner.backbone.trinity.run:run",
     "tinker": "astuner.backbone.tinker.run:run",
 }
-PLANNED: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ PAGES = [
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("tutorial/**/*.md")),
 ]
+SIDE_PAGES = [*sorted(ROOT.glob("envs/**/*.md")), ROOT / "benchmarks" / "README.md"]
+"""Their commands need what only their own tests have (a service's end, other packages)."""
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
 """The real rows, on machines that have them."""
 

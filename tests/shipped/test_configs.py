@@ -15,7 +15,7 @@ from astuner.task_judge import make_judge
 from astuner.task_runner.workflow import check_workflow
 from astuner.trainer import TrainSettings
 
-from .artefacts import CONFIGS, PAGES, ROOT, blocks, name_of
+from .artefacts import CONFIGS, PAGES, ROOT, SIDE_PAGES, blocks, name_of
 
 SERVICE_PAGE = "service.md"
 """Its YAML configures a service: test_service_pages.py."""
@@ -66,6 +66,15 @@ def test_yaml_on_a_page_is_a_configuration(path: Path, tmp_path: Path) -> None:
         file = tmp_path / f"{number}.yaml"
         file.write_text(block)
         check_complete(load_config(file))
+
+
+@pytest.mark.parametrize("path", SIDE_PAGES, ids=name_of)
+def test_yaml_of_an_environment_is_part_of_a_configuration(path: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(blocks(path, "yaml")):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(block)
+        env = load_config(file).config.env
+        assert path.parent.name in (env.type, env.service)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from .artefacts import (
     PAGES,
     PROBLEMS,
     ROOT,
+    SIDE_PAGES,
     blocks,
     commands,
     gsm8k_folder,
@@ -200,7 +201,7 @@ def test_make_target(target: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, *SIDE_PAGES], ids=name_of)
 def test_links_and_paths_lead_somewhere(page: Path) -> None:
     text = page.read_text()
     links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
