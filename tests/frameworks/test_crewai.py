@@ -9,7 +9,7 @@ import pytest
 
 from astuner import ModelTuner, WorkflowTask
 
-from .world import DONE, SOLVED, Line, StuckOnce, call, run, sampled, workflow
+from .world import DONE, SOLVED, FullOnce, Line, StuckOnce, call, run, sampled, workflow
 
 pytestmark = pytest.mark.frameworks_openai2
 shows = pytest.mark.shows
@@ -115,6 +115,25 @@ async def test_a_crew_of_two_of_which_one_is_trained() -> None:
         Line("solver", calls=2, trained=160, context=1078),
     ]
     assert "12 * 12 is hard." in ran.prompts[1]
+
+
+@shows(NAME, "chat", "compaction")
+async def test_a_summary_where_the_context_is_full() -> None:
+    """The summary is a call of its own; what follows it is a new timeline."""
+
+    async def execute(task: WorkflowTask, tuner: ModelTuner) -> str:
+        return await answer_of((agent_of(model_of(tuner)), task.main_query))
+
+    summary = "<summary>17 + 25 = 42, 12 * 12 = 144</summary>"
+    ran = await run(workflow(execute), SILENT, summary, DONE, engine=FullOnce)
+    assert ran.answer == DONE
+    assert ran.reasons == ["first"] * 3
+    assert "17 + 25 = 42, 12 * 12 = 144" in ran.prompts[2]
+    assert [(line.calls, line.trained) for line in ran.lines] == [
+        (1, sampled(SILENT)),
+        (1, sampled(summary)),
+        (1, sampled(DONE)),
+    ]
 
 
 @shows(NAME, "chat", "retries")

@@ -25,6 +25,30 @@ def chat_model(tuner: ModelTuner, agent: str = "solver", target: str = "default"
     )
 
 
+def model_of(tuner: ModelTuner, dialect: str, agent: str = "solver", target: str = "default"):
+    if dialect != "messages":
+        return chat_model(tuner, agent, target, use_responses_api=dialect == "responses")
+    from langchain_anthropic import ChatAnthropic
+
+    endpoint = tuner.as_anthropic_baseurl_apikey(agent, target)
+    return ChatAnthropic(
+        model_name=endpoint.model,
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key,
+        max_tokens=400,
+    )
+
+
+def in_each_dialect(*features: str) -> Any:
+    return pytest.mark.parametrize(
+        "dialect",
+        [
+            pytest.param(dialect, marks=shows(NAME, dialect, *features))
+            for dialect in ("chat", "responses", "messages")
+        ],
+    )
+
+
 def agent_of(model: Any, *tools: Any, **more: Any) -> Any:
     from langchain.agents import create_agent
 
@@ -116,14 +140,14 @@ async def test_anthropic(streaming: bool) -> None:
     assert ran.lines == [Line("solver", calls=2, trained=173, context=695)]
 
 
-@shows(NAME, "chat", "memory")
-async def test_memory() -> None:
+@in_each_dialect("memory")
+async def test_memory(dialect: str) -> None:
     """A checkpointed thread goes on: one timeline through both questions."""
 
     async def execute(task: WorkflowTask, tuner: ModelTuner) -> str:
         from langgraph.checkpoint.memory import InMemorySaver
 
-        agent = agent_of(chat_model(tuner), checkpointer=InMemorySaver())
+        agent = agent_of(model_of(tuner, dialect), checkpointer=InMemorySaver())
         thread = {"configurable": {"thread_id": "1"}}
         await answer_of(agent, task.main_query, config=thread)
         return await answer_of(agent, "Sure?", config=thread)
@@ -134,15 +158,15 @@ async def test_memory() -> None:
     assert ran.reasons == ["first", None, None]
 
 
-@shows(NAME, "chat", "compaction")
-async def test_compaction() -> None:
+@in_each_dialect("compaction")
+async def test_compaction(dialect: str) -> None:
     """The summary is a call of its own; what follows it is a new timeline."""
 
     async def execute(task: WorkflowTask, tuner: ModelTuner) -> str:
         from langchain.agents.middleware import SummarizationMiddleware
         from langgraph.checkpoint.memory import InMemorySaver
 
-        model = chat_model(tuner)
+        model = model_of(tuner, dialect)
         compact: Any = SummarizationMiddleware(model, trigger=("messages", 6), keep=("messages", 1))
         agent = agent_of(model, middleware=[compact], checkpointer=InMemorySaver())
         thread = {"configurable": {"thread_id": "1"}}
@@ -157,22 +181,23 @@ async def test_compaction() -> None:
     assert ran.lines == [
         Line("solver", calls=2, trained=173, context=695),
         Line("solver", calls=1, trained=22, context=3131),
-        Line("solver", calls=2, trained=24, context=737),
+        Line("solver", calls=2, trained=24, context=730 if dialect == "messages" else 737),
     ]
 
 
-@shows(NAME, "chat", "multi-agent")
-async def test_a_sub_agent_that_is_not_trained() -> None:
+@in_each_dialect("multi-agent")
+async def test_a_sub_agent_that_is_not_trained(dialect: str) -> None:
     async def execute(task: WorkflowTask, tuner: ModelTuner) -> str:
         from langchain.agents import create_agent
 
-        helper = create_agent(chat_model(tuner, "helper", "helper"), system_prompt="Multiply.")
+        one = model_of(tuner, dialect, "helper", "helper")
+        helper = create_agent(one, system_prompt="Multiply.")
 
         async def ask_helper(question: str) -> str:
             """Ask somebody who can multiply."""
             return await answer_of(helper, question)
 
-        boss = agent_of(chat_model(tuner, "boss", "policy"), ask_helper)
+        boss = agent_of(model_of(tuner, dialect, "boss", "policy"), ask_helper)
         return await answer_of(boss, task.main_query)
 
     ask = call("ask_helper", question="12 * 12?")

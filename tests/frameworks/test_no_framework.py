@@ -66,6 +66,29 @@ async def test_two_agents_stream_and_use_tools() -> None:
     ]
 
 
+@shows("Anthropic SDK", "messages", "memory", "compaction")
+async def test_a_history_that_is_cut() -> None:
+    async def execute(task: WorkflowTask, tuner: ModelTuner) -> str:
+        client = tuner.as_raw_anthropic_sdk_client("solver")
+
+        async def ask(messages: list[Any]) -> Any:
+            answer = await client.messages.create(model="m", max_tokens=99, messages=messages)
+            return {"role": "assistant", "content": answer.content}
+
+        messages: list[Any] = [{"role": "user", "content": task.main_query}]
+        for question in ("Sure?", "Once more."):
+            messages += [await ask(messages), {"role": "user", "content": question}]
+        return (await ask(messages[2:]))["content"][0].text
+
+    ran = await run(workflow(execute), DONE, "Yes: 42, 144.", DONE)
+    assert ran.answer == DONE
+    assert ran.reasons == ["first", None, "edited_history"]
+    assert ran.lines == [
+        Line("solver", calls=2, trained=26, context=81),
+        Line("solver", calls=1, trained=12, context=68),
+    ]
+
+
 @shows("Anthropic SDK", "messages", "retries")
 async def test_a_retry_of_the_anthropic_sdk_is_one_call() -> None:
     async def execute(task: WorkflowTask, tuner: ModelTuner) -> str:
@@ -91,6 +114,41 @@ async def test_the_http_example() -> None:
     ran = await run(example.PlainHTTPWorkflow, *SOLVED)
     assert ran.answer == DONE
     assert ran.lines == [Line("solver", calls=2, trained=173, context=579)]
+
+
+@shows("plain HTTP", "chat", "memory", "multi-agent", "compaction")
+async def test_two_agents_by_hand_and_a_history_that_is_cut() -> None:
+    """The critic is not trained; the solver's third question leaves the first out."""
+
+    async def execute(task: WorkflowTask, tuner: ModelTuner) -> str:
+        import httpx
+
+        async def ask(client: httpx.AsyncClient, key: str, messages: list[Any]) -> Any:
+            headers = {"Authorization": f"Bearer {key}"}
+            body = {"messages": messages}
+            answer = await client.post("/chat/completions", json=body, headers=headers)
+            return answer.json()["choices"][0]["message"]
+
+        solver = tuner.as_oai_baseurl_apikey("solver", "policy")
+        critic = tuner.as_oai_baseurl_apikey("critic", "critic")
+        async with httpx.AsyncClient(base_url=solver.base_url) as client:
+            messages: list[Any] = [{"role": "user", "content": task.main_query}]
+            messages.append(await ask(client, solver.api_key, messages))
+            doubt = await ask(client, critic.api_key, [{"role": "user", "content": DONE}])
+            messages.append({"role": "user", "content": doubt["content"]})
+            messages.append(await ask(client, solver.api_key, messages))
+            messages = [*messages[2:], {"role": "user", "content": "Once more."}]
+            return (await ask(client, solver.api_key, messages))["content"]
+
+    replies = (DONE, "Sure?", "Yes: 42, 144.", DONE)
+    ran = await run(workflow(execute, ["policy"]), *replies)
+    assert ran.answer == DONE
+    assert ran.reasons == ["first", "first", None, "edited_history"]
+    assert ran.lines == [
+        Line("solver", calls=2, trained=26, context=81),
+        Line("critic", calls=1, trained=0, context=30, not_a_target=6),
+        Line("solver", calls=1, trained=12, context=68),
+    ]
 
 
 @shows("plain HTTP", "chat", "streaming", "retries")

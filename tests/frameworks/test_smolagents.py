@@ -89,6 +89,27 @@ async def test_code_is_one_timeline() -> None:
     assert (line.calls, line.trained) == (3, 182)
 
 
+@shows(NAME, "chat", "compaction")
+async def test_a_callback_that_forgets_earlier_steps() -> None:
+    """From the step on that lacks what was said before, a new timeline."""
+    replies = (
+        "Thought: one.\n<code>\nprint(add(17, 25))\n</code>",
+        "Thought: two.\n<code>\nprint(multiply(12, 12))\n</code>",
+        'Thought: done.\n<code>\nfinal_answer("42 and 144.")\n</code>',
+    )
+
+    async def execute(task: WorkflowTask, tuner: ModelTuner) -> str:
+        def forget(step: Any, agent: Any) -> None:
+            agent.memory.steps = agent.memory.steps[:1]  # this step is added to it next
+
+        return agent_of("CodeAgent", model_of(tuner), step_callbacks=[forget]).run(task.main_query)
+
+    ran = await run(workflow(execute), *replies)
+    assert ran.answer == DONE
+    assert ran.reasons == ["first", "edited_history", "edited_history"]
+    assert [(line.calls, line.trained) for line in ran.lines] == [(2, 99), (1, 57)]
+
+
 @shows(NAME, "chat", "multi-agent")
 async def test_a_managed_agent_that_is_not_trained() -> None:
     async def execute(task: WorkflowTask, tuner: ModelTuner) -> str:

@@ -19,6 +19,7 @@ from astuner.chat.byte_codec import ByteCodec, ids
 from astuner.chat.protocol import ParsedReply, Tool
 from astuner.engine.fake import FakeEngine
 from astuner.engine.protocol import SamplingParams, TokenChunk
+from astuner.errors import ContextLengthError
 from astuner.model_tuner import SessionSampling, TunerServer
 from astuner.task_runner.runner import EpisodeRunner, RunnerSettings
 from astuner.types import Episode, MaskReason, TokenIds, token_ids
@@ -64,6 +65,19 @@ class StuckOnce(FakeEngine):
             self.prompts.append(tuple(prompt_ids))
             self.params.append(params)
             await asyncio.sleep(3600)
+        async for chunk in super().stream(prompt_ids, params):
+            yield chunk
+
+
+class FullOnce(FakeEngine):
+    """The second prompt is too long."""
+
+    async def stream(
+        self, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncGenerator[TokenChunk, None]:
+        if len(self.prompts) == 1 and self.max_context > 100_000:
+            self.max_context = 100_000
+            raise ContextLengthError(len(prompt_ids), self.max_context)
         async for chunk in super().stream(prompt_ids, params):
             yield chunk
 
