@@ -11,6 +11,11 @@ from __future__ import annotations
 from astuner import ModelTuner, Workflow, WorkflowOutput, WorkflowTask
 
 SYSTEM_PROMPT = "Walk over the ice to the goal. Reply with just one word: left, down, right or up."
+EXAMPLE = (
+    ("left: edge, down: ice, right: hole, up: edge.", "down"),
+    ("left: edge, down: hole, right: ice, up: ice.", "right"),
+)
+"""Two moves that the prompt shows, so that a small model answers with nothing else."""
 MOVES = {"left", "down", "right", "up"}
 MAX_TURNS = 6
 FOR_MOVES, FOR_THE_WAY = 0.1, 0.3
@@ -26,10 +31,10 @@ class FrozenLakeWorkflow(Workflow):
         env = workflow_task.gym_env
         observation, info = await env.reset()
         start = left = info.get("distance", 0)  # only the lake tells it
-        messages = [{"role": "system", "content": SYSTEM_PROMPT}]
+        messages = [{"role": "system", "content": SYSTEM_PROMPT}, *shown()]
         reward, moves, turns, done = 0.0, 0, 0, False
         while not done and turns < MAX_TURNS:
-            messages.append({"role": "user", "content": f"{observation} Your move?"})
+            messages.append(question(observation))
             reply = await client.chat.completions.create(model="tuned", messages=messages)
             answer = reply.choices[0].message.content or ""
             messages.append({"role": "assistant", "content": answer})
@@ -47,3 +52,13 @@ class FrozenLakeWorkflow(Workflow):
             metadata={"turns": turns, "moves": moves},
             log_metrics={"reached_goal": reward, "moves_share": share, "turns": float(turns)},
         )
+
+
+def shown() -> list[dict[str, str]]:
+    """The example, as if the model had walked so."""
+    turns = ((question(seen), {"role": "assistant", "content": move}) for seen, move in EXAMPLE)
+    return [message for turn in turns for message in turn]
+
+
+def question(observation: object) -> dict[str, str]:
+    return {"role": "user", "content": f"{observation} Your move?"}
