@@ -12,7 +12,7 @@ NOT_HERE := not (verl or verl_vllm or trinity or tinker or frameworks or framewo
 # With verl come older transformers and omegaconf; what does not meet them was tested by `make test`.
 OTHER_VERSIONS := tests/backbone/test_*.py tests/backbone/spawned tests/backbone/verl tests/backbone/verl_cpu tests/config tests/chat tests/engine tests/shipped/test_verl_page.py
 
-.PHONY: help quickstart bench test test-fast test-verl test-verl-vllm test-trinity run-frameworks test-frameworks docs-frameworks test-service lint docs install install-dev check-python clean
+.PHONY: help quickstart bench test test-fast test-verl test-verl-vllm test-trinity test-trinity-fast run-frameworks test-frameworks docs-frameworks test-service lint docs install install-dev check-python clean
 
 help:
 	@echo "make quickstart   set up, get a small model and tune it on arithmetic (about 10 minutes)"
@@ -20,7 +20,8 @@ help:
 	@echo "make test-fast    set up and run the tests that need no real model (under two minutes)"
 	@echo "make test-verl    set up verl's own environment (2 GB) and run in it what needs it (about 15 minutes)"
 	@echo "make test-verl-vllm   the same with vLLM for CPUs (4 GB): its one slow run"
-	@echo "make test-trinity set up Trinity-RFT's own environment (3 GB) and run in it what needs it"
+	@echo "make test-trinity set up Trinity-RFT's own environment (3 GB) and run in it what needs it (about 10 minutes)"
+	@echo "make test-trinity-fast  of these all but the slow runs (about 4 minutes)"
 	@echo "make test-frameworks  set up the agent frameworks' two environments (1.6 GB) and run in them what needs them"
 	@echo "make test-service  set up two versions of the tinker SDK (2 GB) and run what drives the service with them (about 2 minutes)"
 	@echo "make bench        all benchmarks, one after the other; nothing else should run (about an hour and a half)"
@@ -55,6 +56,9 @@ test-verl-vllm: check-python
 test-trinity: check-python
 	@$(IN_ENV) trinity -- env ASTUNER_TEST_ENV=trinity python -m pytest -m trinity tests/backbone/trinity
 
+test-trinity-fast: check-python
+	@$(IN_ENV) trinity -- env ASTUNER_TEST_ENV=trinity python -m pytest -m "trinity and not slow" tests/backbone/trinity
+
 # What ran is written down; docs/frameworks.md must say just that.
 RAN := build/frameworks
 FRAMEWORK_TESTS = env ASTUNER_RAN=$(RAN) python -m pytest -n auto tests/frameworks -m
@@ -83,7 +87,7 @@ bench: install-dev
 	$(BENCH) benchmarks/context_tracker.py --write
 	$(BENCH) benchmarks/proxy.py --write
 	$(BENCH) benchmarks/vs_trl.py --part short --write
-	$(BENCH) benchmarks/vs_trl.py --part long --write
+	$(BENCH) benchmarks/vs_trl.py --part long --steps 1 --minutes 10 --write
 	$(BENCH) benchmarks/vs_trl.py --part turns --write
 	$(BENCH) benchmarks/decode.py --write
 	$(BENCH) benchmarks/training.py --write

@@ -4,10 +4,10 @@
 
 Compares, for 8 prompts continued 8 times each for exactly 64 tokens at temperature 1, in
 bfloat16: the embedded engine with a LoRA adapter of rank 16 beside the base, transformers'
-`generate` on the base in one left-padded batch, and vLLM for CPUs on the base, eagerly, in an
-environment of its own (CPU only; --no-vllm leaves it out). "Limit" is what the matrix product
-rate measured in the same round would allow if a token cost nothing but two operations a
-weight. All take turns in one run; figures are medians of the rounds.
+`generate` on the base in one left-padded batch, and vLLM for CPUs on the base, eagerly and
+without tcmalloc, in an environment of its own (CPU only; --no-vllm leaves it out). "Limit" is
+what the matrix product rate measured in the same round would allow if a token cost nothing but
+two operations a weight. All take turns in one run; figures are medians of the rounds.
 
 "Lengths": three times as many sequences as places, of 4 to 64 tokens, against as many tokens in
 sequences of one length: whether places that fall free are filled. "Turns": 8 conversations at

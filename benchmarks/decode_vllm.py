@@ -21,6 +21,7 @@ os.environ |= {
     "VLLM_PLUGINS": "",
     "HF_HUB_OFFLINE": "1",
 }
+os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 from astuner.backbone.verl_cpu import vllm_alias  # it tells vLLM that it is built for the CPU
 

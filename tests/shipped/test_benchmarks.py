@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import json
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -112,3 +114,32 @@ def test_numbers_have_as_many_digits_as_mean_something(
     record: ModuleType, value: float | None, shown: str
 ) -> None:
     assert record.text(value) == shown
+
+
+# ---------------------------------------------------------------- what merging.py compares
+
+
+@pytest.mark.parametrize("workflow", ["chat", "tool use", "multi-agent", "forked"])
+def test_all_ways_of_merging_train_the_same_tokens_and_apart_nothing_is_shared(
+    workflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    merging = importlib.import_module("merging")
+    from astuner.engine.embedded.packing import pack
+
+    turns = 5
+    each, merged = (
+        merging.group(merging.WORKFLOWS[workflow], turns, m) for m in ("none", "prefix")
+    )
+    calls = merging.EPISODES * turns * (2 if workflow == "forked" else 1)
+    assert len(each) == calls
+    sampled = 10 if workflow == "tool use" else 12
+    assert [sum(s.num_trained for s in way) for way in (each, merged)] == [calls * sampled] * 2
+
+    def nodes(samples: list[Any]) -> int:
+        return sum(len(row.ids_T) for row in pack(samples, 10**6))
+
+    # The last trained token of a sample is never an input.
+    assert nodes(merging.apart(each)) == merging.tokens(each) - len(each)
+    assert nodes(merging.apart(merged)) == merging.tokens(merged) - len(merged)
+    assert nodes(merged) < nodes(merging.apart(merged)) < nodes(merging.apart(each))
