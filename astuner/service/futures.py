@@ -37,8 +37,8 @@ class FutureBook:
         self._store = store
         self._records: dict[str, FutureRecord] = {}
         self._answered: dict[str, asyncio.Event] = {}
-        self._kept: dict[str, bytes] = {}
-        """Results that the store would not take."""
+        self._late: dict[tuple[str, str], Row] = {}
+        """Rows that the store would not take, the newest of each key."""
         self._told_at: dict[str, float] = {}
         """When a failure was first fetched: from then on its user knows."""
 
@@ -98,9 +98,8 @@ class FutureBook:
 
     def answer(self, record: FutureRecord) -> Answer:
         """The result of a future that is done."""
-        body = self._kept.get(record.request_id)
-        if body is None:
-            body = self._store.read(RESULTS, record.request_id)
+        late = self._late.get((RESULTS, record.request_id))
+        body = late.value if late else self._store.read(RESULTS, record.request_id)
         if body is None:
             raise RequestError(
                 f"The result of request {record.request_id} was lost with an earlier server.",
@@ -118,8 +117,7 @@ class FutureBook:
             return
         now = time.time()
         record = replace(record, status="done", answered_at=now, content_type=answer.content_type)
-        if not self._write([row(record), Row(RESULTS, request_id, answer.body), *also]):
-            self._kept[request_id] = answer.body
+        self._write([row(record), Row(RESULTS, request_id, answer.body), *also])
         self._settle(record)
 
     def fail(
@@ -153,15 +151,16 @@ class FutureBook:
         if event is not None:
             event.set()
 
-    def _write(self, rows: Sequence[Row]) -> bool:
-        """Whether the store took it. It is no reason to fail a request that was computed: the
-        answer is then kept in memory, and only a restart would lose it."""
+    def _write(self, rows: Sequence[Row]) -> None:
+        """A store that does not take it is no reason to fail a request that was computed: the
+        answer is then kept in memory until `mend`, and only a restart before would lose it."""
+        for late in rows:
+            self._late.pop((late.table, late.key), None)
         try:
             self._store.write(rows)
         except CheckpointError as error:
             logger.error("%s Answers are kept in memory only until this is mended.", error)
-            return False
-        return True
+            self._late |= {(r.table, r.key): r for r in rows}
 
     # ------------------------------------------------------------ over time
 
@@ -178,6 +177,14 @@ class FutureBook:
         """All futures of a run or sampler that are still known."""
         return [r for r in self._records.values() if r.owner == owner]
 
+    def mend(self) -> None:
+        """Write what the store would not take earlier. Raises CheckpointError while it still
+        does not."""
+        if self._late:
+            self._store.write(list(self._late.values()))
+            logger.info("%d records that were late are written.", len(self._late))
+            self._late.clear()
+
     def purge(self, answered_before: float) -> int:
         """Give up answers older than this; returns how many."""
         old = [
@@ -187,7 +194,6 @@ class FutureBook:
         ]
         for request_id in old:
             del self._records[request_id]
-            self._kept.pop(request_id, None)
             self._told_at.pop(request_id, None)
         if old:
             self._write([Row(table, key, None) for key in old for table in ("futures", RESULTS)])

@@ -8,6 +8,7 @@ those who embed the service.
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 import signal
 import socket
@@ -15,12 +16,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from astuner.algorithm.registry import find_kl, find_loss
 from astuner.chat.protocol import ChatCodec
@@ -28,13 +27,13 @@ from astuner.config.service import LimitsConfig, ServiceConfig
 from astuner.engine.protocol import AdapterHost
 from astuner.errors import AstunerError, ConfigError
 from astuner.service.base_model import BaseModel
+from astuner.service.keys import Keys, read_keys
 from astuner.service.limits import Limits
 from astuner.service.observe import observer
 from astuner.service.openai import OpenAIEndpoints
 from astuner.service.service import Service
 from astuner.service.store.memory import MemoryStore
 from astuner.service.store.protocol import Store
-from astuner.service.tenants import DEFAULT_TENANT, Tenants, key_in
 from astuner.service.wire.app import build_app
 
 logger = logging.getLogger(__name__)
@@ -42,16 +41,6 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 120
 SHUTDOWN_SECONDS = 5
 BACKLOG = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """The tenants, and where their keys are, for telling."""
-
-    tenants: Tenants
-    new_key: str = ""
-    """One that was made just now, to be shown once."""
-    file: Path | None = None
 
 
 def serve(
@@ -197,27 +186,6 @@ def open_store(config: ServiceConfig, data_dir: Path) -> Store:
             return SqliteStore(data_dir / "records.sqlite")
 
 
-def read_keys(config: ServiceConfig, data_dir: Path) -> Keys:
-    """From the configuration, its keys_file, or the data folder. Raises ConfigError."""
-    keys = {str(tenant): str(key) for tenant, key in config.keys.items()}
-    if config.keys_file:
-        keys |= _keys_file(Path(config.keys_file))
-    if keys:
-        return Keys(Tenants(keys))
-    key, file, is_new = key_in(data_dir)
-    return Keys(Tenants({DEFAULT_TENANT: key}), key if is_new else "", file)
-
-
-def _keys_file(path: Path) -> dict[str, str]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"service.keys_file: {path} cannot be read: {error}.") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"service.keys_file: {path} must have lines like `alice: tml-...`.")
-    return {str(tenant): str(key) for tenant, key in found.items()}  # pyright: ignore[reportUnknownArgumentType]
-
-
 def limits_of(config: LimitsConfig) -> Limits:
     """The same, in the service's own units. Raises ConfigError."""
     if config.max_waiting_mib < 2 * config.max_request_mib:
@@ -273,16 +241,18 @@ def greeting(
     """How to connect, and what to mind."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
-    shown = keys.new_key or ("..." if keys.file is None else f"$(cat {keys.file})")
+    file = keys.file and keys.file.resolve()
+    shown = keys.new_key or (f"$(cat {shlex.quote(str(file))})" if file else "...")
     lines = [f"Serving {base.name} at {url} for {', '.join(keys.tenants.keys)}."]
     if keys.new_key:
-        lines.append(f"The key, shown this once and kept in {keys.file}: {keys.new_key}")
-    elif keys.file is not None:
-        lines.append(f"The key is in {keys.file}.")
+        lines.append(f"The key, shown this once and kept in {file}: {keys.new_key}")
+    elif file is not None:
+        lines.append(f"The key is in {file}.")
     lines += [
         "Connect with the tinker SDK:",
         f"    export TINKER_BASE_URL={url} TINKER_API_KEY={shown}",
-        '    python -c "import tinker; print(tinker.ServiceClient().get_server_capabilities())"',
+        "    python -c 'import tinker; "
+        "print(tinker.RestClient().get_server_capabilities().result())'",
         f"or with any OpenAI client: base_url={url}/v1, the same key, model={base.name!r}.",
     ]
     if config.persistence == "none":

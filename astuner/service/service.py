@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from astuner.chat.protocol import ChatCodec
+from astuner.errors import CheckpointError
 from astuner.service.base_model import BaseModel
 from astuner.service.checkpoints import CheckpointBook
 from astuner.service.chores import Chores
@@ -115,6 +116,7 @@ class Service:
                 "ending silent sessions": self._end_silent_sessions,
                 "giving up requests that never came": self._give_up_gaps,
                 "forgetting old answers": self._forget_answers,
+                "writing late records": self._mend,
                 "removing expired checkpoints": self.checkpoints.purge,
                 "closing replaced samplers": self._close_samplers,
             },
@@ -140,6 +142,10 @@ class Service:
         await self.chores.stop()
         await self.training.close()
         await self.drawing.close()
+        try:
+            self.futures.mend()
+        except CheckpointError as error:
+            logger.error("%s Answers that were kept in memory are lost.", error)
         self.observer.close()
         self.store.close()
 
@@ -183,6 +189,9 @@ class Service:
 
     async def _forget_answers(self) -> None:
         self.futures.purge(time.time() - self.limits.result_ttl)
+
+    async def _mend(self) -> None:
+        self.futures.mend()
 
     async def _close_samplers(self) -> None:
         await self.samplers.close_surplus(self.desk.busy)

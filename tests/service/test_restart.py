@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from astuner.errors import CheckpointError
 from astuner.service.store.memory import MemoryStore
 from astuner.service.store.protocol import Store
 from astuner.service.store.redis import RedisStore
@@ -214,10 +215,11 @@ async def test_a_redis_that_hangs_loses_no_answer_and_ends_no_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is asked meanwhile is asked again by the SDK: 408 and 503, never an error for good."""
-    monkeypatch.setattr("astuner.service.store.redis.PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr("astuner.service.store.redis.LOOK_SECONDS", 0.1)
     monkeypatch.setattr("astuner.service.store.redis.TIMEOUT_SECONDS", 0.2)
     with redis_server(tmp_path) as redis:
-        async with world(tmp_path, store=RedisStore(redis.url, "x")) as w:
+        store = RedisStore(redis.url, "x")
+        async with world(tmp_path, store=store, close=False) as w:
             a = w.alice
             session = await a.session()
             run = await a.create(session)
@@ -230,10 +232,26 @@ async def test_a_redis_that_hangs_loses_no_answer_and_ends_no_client(
             meanwhile = await a.train(run, 2, [1, 2])
             await a.done(meanwhile)
             redis.go_on()
-            await asyncio.sleep(0.3)
+            await answering(store)
             for future in (before, meanwhile):
                 assert (await a.done(future)).metrics["loss:sum"] == pytest.approx(np.log(16))
             await a.session()
+            # What was late is written now, and outlives the server.
+            await w.service.chores.once()
+        async with world(tmp_path, store=RedisStore(redis.url, "x"), host=w.host) as w:
+            assert (await w.alice.done(meanwhile)).metrics["loss:sum"] == pytest.approx(np.log(16))
+            assert (await w.alice.get(f"/training_runs/{run}"))["training_run_id"] == run
+            body = {"model_id": run, "seq_id": 2, "adam_params": {}}
+            assert "used already" in await w.alice.refused(400, "POST", "/optim_step", json=body)
+
+
+async def answering(store: RedisStore) -> None:
+    for _ in range(200):
+        with contextlib.suppress(CheckpointError):
+            store.read("a", "b")
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("Redis is back, and was not found to be")
 
 
 # ---------------------------------------------------------------- a process

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,8 @@ from tinker.proto import tinker_public_pb2 as pb
 from astuner.config.service import ServiceConfig, load_service_config
 from astuner.errors import ConfigError, MissingDependency
 from astuner.service.base_model import BaseModel
-from astuner.service.serve import (
-    Keys,
-    greeting,
-    limits_of,
-    listen,
-    open_store,
-    read_keys,
-)
+from astuner.service.keys import Keys, read_keys
+from astuner.service.serve import greeting, limits_of, listen, open_store
 from astuner.service.store.memory import MemoryStore
 from astuner.service.tenants import Tenants
 from tests.service.server import Server, tiny_server
@@ -126,7 +123,7 @@ def test_the_greeting_says_how_to_connect_and_shows_a_key_once(tmp_path: Path) -
     later = "\n".join(
         greeting(ServiceConfig(), base, Keys(tenants, "", tmp_path / "api-key"), 1, tmp_path)
     )
-    assert "tml-secret-secret" not in later and "api-key" in later
+    assert "tml-secret-secret" not in later and f"$(cat {tmp_path}/api-key)" in later
     public = ServiceConfig(host="0.0.0.0", persistence="none")
     text = "\n".join(greeting(public, base, Keys(tenants), 1, tmp_path))
     assert "in the clear" in text and "Nothing is kept" in text and "secret" not in text
@@ -160,6 +157,7 @@ def test_serve_starts_says_how_to_connect_and_stops_when_told(
         assert httpx.get(f"{server.url}/api/v1/healthz").json() == {"status": "ok"}
         assert f"Serving tiny at {server.url} for default" in server.output()
         assert server.key in server.output()
+        connect_as_told(server)
         assert server.stop(signal.SIGTERM) == 0
     with tiny_server(tiny_model_dir, tmp_path) as server:
         assert server.key not in server.output()
@@ -167,6 +165,17 @@ def test_serve_starts_says_how_to_connect_and_stops_when_told(
         models = httpx.get(f"{server.url}/api/v1/get_server_capabilities", headers=headers).json()
         assert models["supported_models"][0]["max_context_length"] == 1024
         assert server.stop(signal.SIGINT) == 0
+
+
+def connect_as_told(server: Server) -> None:
+    """With the lines that it prints, which the SDK must not call old."""
+    told = [line.strip() for line in server.output().splitlines() if line.startswith("    ")]
+    assert [line.split()[0] for line in told] == ["export", "python"]
+    told[1] = told[1].replace("python", f"{shlex.quote(sys.executable)} -W error:DEPRECATED", 1)
+    done = subprocess.run(
+        ["sh", "-c", "\n".join(told)], capture_output=True, text=True, timeout=100
+    )
+    assert "SupportedModel(model_name='tiny', max_context_length=1024" in done.stdout, done.stderr
 
 
 @pytest.mark.timeout(300)

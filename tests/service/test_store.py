@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,3 +93,64 @@ def test_a_redis_that_dies_is_told(tmp_path: Path) -> None:
         store.write([Row("a", "x", b"1")])
     with pytest.raises(CheckpointError, match="Redis"):
         store.write([Row("a", "x", b"2")])
+
+
+class Asked:
+    """How often the store waits for Redis."""
+
+    def __init__(self, store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.by: list[str] = []
+        client = store._redis  # pyright: ignore[reportPrivateUsage]
+        for verb in ("pipeline", "hget", "set"):
+            monkeypatch.setattr(client, verb, self._counting(getattr(client, verb)))
+
+    def _counting(self, verb: Any) -> Any:
+        def call(*args: Any, **more: Any) -> Any:
+            self.by.append(threading.current_thread().name)
+            return verb(*args, **more)
+
+        return call
+
+
+def test_a_redis_that_hangs_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards only a thread of the store's own waits, and finds it when it is back."""
+    monkeypatch.setattr("astuner.service.store.redis.TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("astuner.service.store.redis.LOOK_SECONDS", 0.05)
+    with redis_server(tmp_path) as redis:
+        store = RedisStore(redis.url, "x")
+        asked = Asked(store, monkeypatch)
+        redis.hang()
+        deadline = time.monotonic() + 60
+        while asked.by.count("astuner-redis") < 2:
+            assert time.monotonic() < deadline
+            with pytest.raises(CheckpointError, match="Is the Redis server up"):
+                store.write([Row("a", "x", b"1")])
+            with pytest.raises(CheckpointError, match="did not answer a moment ago"):
+                store.read("a", "x")
+            time.sleep(0.01)
+        assert asked.by.count("MainThread") == 1
+        redis.go_on()
+        while True:
+            assert time.monotonic() < deadline
+            try:
+                store.write([Row("a", "x", b"2")])
+                break
+            except CheckpointError:
+                time.sleep(0.01)
+        assert store.read("a", "x") == b"2"
+        store.close()
+
+
+def test_a_redis_that_refuses_is_asked_again_at_once(tmp_path: Path) -> None:
+    """It answers, so nobody waits."""
+    with redis_server(tmp_path) as redis:
+        store = RedisStore(redis.url, "x")
+        store._redis.config_set("maxmemory", "1")  # pyright: ignore[reportPrivateUsage]
+        with pytest.raises(CheckpointError, match="maxmemory"):
+            store.write([Row("a", "x", b"1")])
+        store._redis.config_set("maxmemory", "0")  # pyright: ignore[reportPrivateUsage]
+        store.write([Row("a", "x", b"1")])
+        assert store.read("a", "x") == b"1"
+        store.close()

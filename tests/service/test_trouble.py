@@ -505,6 +505,25 @@ async def test_a_full_disk_fails_what_must_be_kept_and_nothing_else(tmp_path: Pa
         await bob_is_fine(w)
 
 
+async def test_what_was_answered_while_the_disk_was_full_is_written_later(tmp_path: Path) -> None:
+    store = FullStore()
+    async with world(tmp_path, store=store, close=False) as w:
+        run = await w.alice.create(await w.alice.session())
+        store.full = True
+        trained, stepped = await w.alice.train(run, 1, [1, 2]), await w.alice.step(run, 2)
+        await w.alice.done(stepped)
+        await w.service.chores.once()  # it is still full
+        assert [key for key, _ in store.scan("results")] == [f"{run}:0"]
+        store.full = False
+        await w.service.chores.once()
+    async with world(tmp_path, store=store) as w:
+        loss = (await w.alice.done(trained)).metrics["loss:sum"]
+        assert loss == pytest.approx(np.log(16))
+        # The new server knows of the step that went with the old one.
+        category, error = await w.alice.failure(await w.alice.train(run, 3, [1, 2]))
+        assert category == "user" and "restarted" in error
+
+
 async def test_a_run_that_cannot_be_recorded_is_answered_so(tmp_path: Path) -> None:
     store = FullStore()
     async with world(tmp_path, store=store, poll_seconds=0.01) as w:

@@ -93,8 +93,10 @@ def test_every_metric_is_named() -> None:
 
 
 def user_script() -> str:
-    """All the page's Python, as one program."""
-    return "\n".join(blocks(USERS, "python"))
+    """All the page's Python, as one program for the tiny model."""
+    script = "\n".join(blocks(USERS, "python"))
+    assert script.count('"smollm2-135m"') == 1
+    return script.replace('"smollm2-135m"', '"tiny"')
 
 
 @pytest.mark.timeout(300)
@@ -103,7 +105,7 @@ def test_the_python_blocks_run(tmp_path: Path, tiny_model_dir: Path) -> None:
         exports = re.findall(r"(TINKER_\w+)=\S+", "".join(blocks(USERS, "bash")))
         assert exports == ["TINKER_BASE_URL", "TINKER_API_KEY"]
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", user_script()],
+            [sys.executable, "-W", "error:DEPRECATED", "-c", user_script()],
             env=os.environ | dict(zip(exports, (server.url, server.key), strict=True)),
             cwd=tmp_path, capture_output=True, text=True, timeout=200,
         )  # fmt: skip

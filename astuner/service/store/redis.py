@@ -2,11 +2,13 @@
 
 How much survives the death of the Redis server is that server's configuration
 (appendonly). Checkpoints stay in the data folder: Redis holds records and results.
+While Redis does not answer nothing is asked of it but by a thread that looks for its return,
+so that all tenants wait for it once, and not with every write.
 """
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -15,8 +17,8 @@ from astuner.errors import CheckpointError, ConfigError, MissingDependency
 from astuner.service.store.protocol import Row
 
 TIMEOUT_SECONDS = 1.0
-PAUSE_SECONDS = 5.0
-"""After a failure nothing is tried for so long: all tenants wait while Redis does not answer."""
+LOOK_SECONDS = 1.0
+"""How often a Redis that did not answer is looked at."""
 
 
 class RedisStore:
@@ -31,8 +33,10 @@ class RedisStore:
         except ModuleNotFoundError as error:
             raise MissingDependency("redis", "service-redis", "persistence: redis") from error
         self._errors = (redis.RedisError, OSError)
+        self._silence = (redis.ConnectionError, redis.TimeoutError, OSError)
         self._prefix = prefix
-        self._paused_until = 0.0
+        self._is_away = False
+        self._closed = threading.Event()
         try:
             self._redis: Any = redis.Redis.from_url(
                 url,
@@ -67,6 +71,7 @@ class RedisStore:
                 yield key.decode(), value
 
     def close(self) -> None:
+        self._closed.set()
         with suppress(*self._errors):
             self._redis.close()
 
@@ -75,13 +80,26 @@ class RedisStore:
 
     @contextmanager
     def _told(self) -> Generator[None]:
-        if time.monotonic() < self._paused_until:
+        if self._is_away:
             raise _failed("it did not answer a moment ago")
         try:
             yield
         except self._errors as error:
-            self._paused_until = time.monotonic() + PAUSE_SECONDS
+            if isinstance(error, self._silence):
+                self._is_away = True
+                threading.Thread(target=self._look_out, name="astuner-redis", daemon=True).start()
             raise _failed(str(error)) from error
+
+    def _look_out(self) -> None:
+        while not self._closed.wait(LOOK_SECONDS):
+            try:
+                self._redis.set(f"{self._prefix}:looked-at", 1, ex=60)
+            except self._silence:
+                continue
+            except self._errors:
+                pass  # a refusal is an answer too
+            self._is_away = False
+            return
 
 
 def _failed(why: str) -> CheckpointError:

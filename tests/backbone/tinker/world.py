@@ -13,8 +13,9 @@ import uvicorn
 
 from astuner import AstunerJob
 from astuner.config.service import ServiceConfig
+from astuner.service.keys import read_keys
 from astuner.service.openai import OpenAIEndpoints
-from astuner.service.serve import listen, load_base, make_service, open_store, read_keys
+from astuner.service.serve import listen, load_base, make_service, open_store
 from astuner.service.wire.app import build_app
 from tests.tiny_run import EarlyLetters, tiny_job
 

@@ -158,6 +158,7 @@ def test_the_same_run_as_local_then_resumed(tiny_model_dir: Path, tmp_path: Path
         assert {v for v in row["weight_versions"] if v >= 0} == {row["step"] - 1}
 
 
+@pytest.mark.slow
 def test_failed_episodes_while_rollouts_run_ahead(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Rollouts run ahead, every second episode fails, and the steps are all trained."""
     options = ["trainer_common.val_before_train=false", "trainer_common.test_freq=0"]
@@ -170,6 +171,7 @@ def test_failed_episodes_while_rollouts_run_ahead(tiny_model_dir: Path, tmp_path
     assert max(metrics[s]["staleness/max"] for s in (1, 2, 3)) <= 1
 
 
+@pytest.mark.slow
 def test_nothing_outlives_a_killed_launcher(tiny_model_dir: Path, tmp_path: Path) -> None:
     with Launcher(tiny_model_dir, tmp_path, "EarlyLetters", 500) as launcher:
         assert eventually(lambda: launcher.trained(1)), launcher.said()
@@ -182,6 +184,7 @@ def test_nothing_outlives_a_killed_launcher(tiny_model_dir: Path, tmp_path: Path
         ]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_after_the_step_and_saves_it(tiny_model_dir: Path, tmp_path: Path) -> None:
     with Launcher(tiny_model_dir, tmp_path, "EarlyLetters", 500) as launcher:
         assert eventually(lambda: launcher.trained(2)), launcher.said()
