@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -112,9 +113,11 @@ def job(part: Part, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def measure(part: Part, args: argparse.Namespace, report: Report) -> None:
     seconds: dict[str, list[float]] = {"astuner": [], "trl": []}
-    with tempfile.TemporaryDirectory(prefix="astuner-trl-") as name:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="astuner-trl-")))
         begun = time.monotonic()
-        trl = Side("trl", "vs_trl_worker.py", job(part, args, Path(name)), Path(name))
+        trl = Side("trl", "vs_trl_worker.py", job(part, args, folder), folder)
+        stack.callback(trl.close)
         longest = 0.0
         for number in range(args.rounds):
             started = time.monotonic()
@@ -139,7 +142,6 @@ def measure(part: Part, args: argparse.Namespace, report: Report) -> None:
                 },
             )
             longest = max(longest, time.monotonic() - started)
-        trl.close()
     ratio = median(seconds["trl"]) / median(seconds["astuner"])
     name = f"times faster than TRL: {part.table[0].lower()}{part.table[1:]}"
     report.figure(part.table, name, ratio, part.wanted)
