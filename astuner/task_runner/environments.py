@@ -51,7 +51,24 @@ def not_opened(error: AstunerError) -> Failure:
     )
 
 
-def trouble_of(workflow_task: WorkflowTask, raised: BaseException | None) -> EnvError | None:
+def or_environment(
+    workflow_task: WorkflowTask,
+    raised: BaseException | None,
+    result: WorkflowOutput | Failure,
+) -> WorkflowOutput | Failure:
+    """The workflow's result, unless the environment is to blame for it: also where the workflow
+    swallowed that. `raised` is what left `execute`."""
+    error = _trouble_of(workflow_task, raised)
+    if error is None:
+        return result
+    if isinstance(result, WorkflowOutput):
+        return _environment_failed(error, "the workflow returned all the same.")
+    if result.kind is FailureKind.ENGINE:
+        return result
+    return _environment_failed(error, result.message)
+
+
+def _trouble_of(workflow_task: WorkflowTask, raised: BaseException | None) -> EnvError | None:
     """The environment's failure in this episode, if there was one."""
     env = workflow_task.gym_env
     if isinstance(env, GymEnv) and env.trouble is not None:
@@ -59,14 +76,9 @@ def trouble_of(workflow_task: WorkflowTask, raised: BaseException | None) -> Env
     return raised if isinstance(raised, EnvError) and raised.cause != "misuse" else None
 
 
-def environment_failed(error: EnvError, then: str) -> Failure:
-    """Counted as the environment's, whatever the workflow made of it."""
-    return Failure(
-        FailureKind.ENVIRONMENT,
-        f"{error} Then: {then}",
-        error.traceback,
-        retriable=error.retriable,
-    )
+def _environment_failed(error: EnvError, then: str) -> Failure:
+    message = f"{error} Then: {then}"
+    return Failure(FailureKind.ENVIRONMENT, message, error.traceback, retriable=error.retriable)
 
 
 async def environment_score(
@@ -77,6 +89,6 @@ async def environment_score(
     try:
         reward = await workflow_task.gym_env.evaluate()
     except EnvError as error:
-        return Score(failure=environment_failed(error, "the episode has no reward."))
+        return Score(failure=_environment_failed(error, "the episode has no reward."))
     score = own_score(output.model_copy(update={"reward": reward}), 0)
     return score or Score()

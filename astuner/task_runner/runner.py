@@ -23,11 +23,10 @@ from astuner.model_tuner.session import Problem, SessionSampling, SessionSpec
 from astuner.task_judge import Judge
 from astuner.task_runner.environments import (
     Environments,
-    environment_failed,
     environment_score,
     not_opened,
+    or_environment,
     show_start,
-    trouble_of,
 )
 from astuner.task_runner.failures import (
     engine_failed,
@@ -51,7 +50,6 @@ from astuner.types import (
     Call,
     Episode,
     Failure,
-    FailureKind,
     Sample,
     WorkflowOutput,
     WorkflowTask,
@@ -184,7 +182,8 @@ class EpisodeRunner:
                 self._count(workflow_task, session)
             calls = tuple(sorted(session.calls, key=lambda call: call.started_at))
             targets, result = self._classify(ended, unrecovered(session.problems, calls))
-            result = _or_environment(workflow_task, ended, result)
+            raised = ended.error if isinstance(ended, Ended) else None
+            result = or_environment(workflow_task, raised, result)
             if isinstance(result, WorkflowOutput):
                 result = _with_last_reply(result, calls)
                 score = await self._score(workflow_task, result, len(calls), live)
@@ -402,20 +401,6 @@ class EpisodeRunner:
         if kind not in self._warned:
             self._warned.add(kind)
             log.warning("%s (Said once.)", message)
-
-
-def _or_environment(
-    task: WorkflowTask, ended: Ended[_Returned] | Failure, result: WorkflowOutput | Failure
-) -> WorkflowOutput | Failure:
-    """The result, unless the environment is to blame for it."""
-    error = trouble_of(task, ended.error if isinstance(ended, Ended) else None)
-    if error is None:
-        return result
-    if isinstance(result, WorkflowOutput):
-        return environment_failed(error, "the workflow returned all the same.")
-    if result.kind is FailureKind.ENGINE:
-        return result
-    return environment_failed(error, result.message)
 
 
 def _with_last_reply(output: WorkflowOutput, calls: Sequence[Call]) -> WorkflowOutput:
