@@ -5,8 +5,10 @@
 Compares `rollout.max_staleness` 0 (rollout and training take turns), 1 and 2 on the quickstart's
 questions, in episodes of three turns: an answer, then twice "are you sure?", each after the
 environment has taken so many ms (asleep: no processor time). 8 questions x 8 repeats a step.
-Everything else is the same. Seconds a step are medians without the first two; the reward is the
-mean over the steps near the number of sampled tokens that every run of the latency reached.
+The reward is the share of digits in the last answer: it differs between the episodes of every
+group from the first step on, so that every step trains. Everything else is the same. Seconds
+a step are medians without the first two; the reward is the mean over the steps near the number
+of sampled tokens that every run of the latency reached.
 
 Does not show: an environment that computes on the same cores (nothing can overlap with it),
 a GPU, or what staleness does to a long run: this many steps are the beginning of one.
@@ -49,7 +51,7 @@ class SlowArithmetic(Workflow):
             messages.append({"role": "assistant", "content": answer})
             if turn < TURNS - 1:
                 messages.append({"role": "user", "content": "Are you sure? Just the number."})
-        return WorkflowOutput(metadata={"final_answer": answer})
+        return WorkflowOutput(reward=sum(map(str.isdigit, answer)) / max(len(answer), 1))
 
 
 # ---------------------------------------------------------------- measuring
@@ -70,6 +72,7 @@ def run(latency: int, staleness: int, args: argparse.Namespace) -> list[dict[str
             f"rollout.num_repeat={args.repeats}",
             "rollout.user_workflow=benchmarks.overlap->SlowArithmetic",
             f"rollout.max_staleness={staleness}",
+            "task_judge.judge_type=none",
             "rollout.val_kwargs.max_tasks=1",
             "trainer_common.val_before_train=false",
             "trainer_common.test_freq=0",
