@@ -1,4 +1,5 @@
-"""LoRA adapters on one frozen base model: any number in memory, one of them active.
+"""LoRA adapters on one frozen base model: any number in memory, one of them active, or each
+on its own tokens of a pass that samples.
 
 An adapter (Hu et al. 2021, arXiv 2106.09685) is one flat buffer in the base's dtype,
 seen as the matrices A and B of the layers it targets. A layer that any adapter targets
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from astuner.engine.embedded.together import Term, bundles
 from astuner.engine.protocol import LoraSpec
 from astuner.errors import ModelError
 
@@ -107,16 +109,23 @@ class Adapter:
 
 
 class _Place:
-    """The hook of one layer: output + scale * B A input, of the active adapter."""
+    """The hook of one layer: output + scale * B A input, of the active adapter, or of each
+    token's own."""
 
-    __slots__ = ("a", "b", "scale")
+    __slots__ = ("a", "b", "scale", "terms")
 
     def __init__(self) -> None:
+        self.scale = 0.0
+        self.clear()
+
+    def clear(self) -> None:
         self.a: Tensor | None = None
         self.b: Tensor | None = None
-        self.scale = 0.0
+        self.terms: list[Term[Adapter]] = []
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        for term in self.terms:
+            term.add(args[0], output)
         if self.a is None or self.b is None:
             return None
         return output + F.linear(F.linear(args[0], self.a), self.b) * self.scale
@@ -139,6 +148,8 @@ class LoraLayers:
         """Layers that, in training, recompute their activations instead of keeping them."""
         self._places: dict[str, _Place] = {}
         self._active: Adapter | None = None
+        self._each = False
+        """Whether adapters are active on tokens of their own instead."""
         self._training = False
 
     # ------------------------------------------------------------ adapters
@@ -209,17 +220,33 @@ class LoraLayers:
             self._training = training
             for layer in self.recomputing:
                 layer.training = training
-        if adapter is not self._active:
+        if self._each or adapter is not self._active:
             for place in self._places.values():
-                place.a = place.b = None
+                place.clear()
             if adapter is not None:
                 self._lay(adapter)
-            self._active = adapter
+            self._active, self._each = adapter, False
         return self.model
+
+    def activate_each(self, spans: Sequence[tuple[Adapter | None, int]]) -> nn.Module:
+        """The model for one packed row without gradients: runs of tokens with the adapter of
+        each, or without any."""
+        self.activate(None)
+        self._each = True
+        for bundle in bundles(spans, lambda adapter: adapter.shape, self.device):
+            shape = bundle.adapters[0].shape
+            matrices = iter(zip(*(a.parameters.values() for a in bundle.adapters), strict=True))
+            for target in shape.targets:
+                term = Term(bundle, next(matrices), next(matrices), shape.scale)
+                self._place(target).terms.append(term)
+        return self.model
+
+    def _place(self, target: Target) -> _Place:
+        return self._places.get(target.name) or self._new_place(target.name)
 
     def _lay(self, adapter: Adapter) -> None:
         for target in adapter.shape.targets:
-            place = self._places.get(target.name) or self._new_place(target.name)
+            place = self._place(target)
             place.a = adapter.parameters[name_of_a(target.name)]
             place.b = adapter.parameters[name_of_b(target.name)]
             place.scale = adapter.shape.scale
@@ -231,7 +258,7 @@ class LoraLayers:
 
     def forget(self, adapter: Adapter) -> None:
         """Hold no reference to it any more."""
-        if adapter is self._active:
+        if self._each or adapter is self._active:
             self.activate(None)
 
 

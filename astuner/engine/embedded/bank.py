@@ -8,7 +8,7 @@ itself samples under the name "". Knows no requests and no users.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from astuner.engine.embedded.checkpoint import whole_files
 from astuner.engine.embedded.device_thread import Steps
 from astuner.engine.embedded.learner import Learner
 from astuner.engine.embedded.residency import Residency
+from astuner.engine.embedded.steps import Spans
 from astuner.engine.embedded.weights import LoadedModel, LoraStates, Weights
 from astuner.engine.protocol import AdamParams, ForwardBackwardResult, LoraSpec, LossSpec
 from astuner.errors import EngineError
@@ -103,15 +104,25 @@ class AdapterBank(LoadedModel):
     # ------------------------------------------------------------ sampling
 
     @contextmanager
-    def sampling(self, weights: str = BASE) -> Generator[nn.Module]:
-        """The base with the snapshot `weights`, or alone, in inference mode."""
-        adapter = None
-        if weights != BASE:
-            snapshot = self._snapshot(weights)
-            self.residency.use(snapshot)
-            adapter = snapshot.adapter
+    def sampling(self, spans: Spans = ()) -> Generator[nn.Module]:
+        """The base, with each token's snapshot or none, in inference mode."""
+        adapters = {name: self._ready(name) for name in dict.fromkeys(name for name, _ in spans)}
         with torch.inference_mode():
-            yield self._layers.activate(adapter)
+            if len(adapters) > 1:
+                yield self._layers.activate_each([(adapters[n], count) for n, count in spans])
+            else:
+                yield self._layers.activate(next(iter(adapters.values()), None))
+
+    def _ready(self, weights: str) -> Adapter | None:
+        if weights == BASE:
+            return None
+        snapshot = self._snapshot(weights)
+        self.residency.use(snapshot)
+        return snapshot.adapter
+
+    def fits(self, names: Collection[str]) -> bool:
+        """Whether these snapshots can be on the device at once."""
+        return self.residency.fits([self._snapshot(n) for n in names if n != BASE])
 
     def version_of(self, weights: str) -> int:
         """How many steps the adapter had taken; raises EngineError if there is no such

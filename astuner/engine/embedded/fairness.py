@@ -7,31 +7,41 @@ first, and then within a tenant. Knows nothing of KV and computes nothing.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from astuner.engine.embedded.prefix_cache import Owner
 from astuner.engine.embedded.requests import Request
 
 
 class Turns:
-    """Under which weights the next tick computes. The sequences of all tenants that sample
-    under the same weights compute together, whosever turn it is."""
+    """Under which weights the next tick computes: under all, where they fit. The sequences of
+    all tenants that sample under the same weights compute together, whosever turn it is."""
 
     def __init__(self) -> None:
         self._ticks = 0
         self._of_tenants: dict[str, int] = {}
         self._of_weights: dict[str, int] = {}
 
-    def next(self, at_work: Collection[Owner]) -> str:
-        """Of the tenant that has waited longest, the weights that have; "" without work."""
+    def next(
+        self, at_work: Collection[Owner], fits: Callable[[Collection[str]], bool]
+    ) -> list[str]:
+        """Of the tenant that has waited longest the weights that have, then of the next
+        tenant, as long as they fit; whatever the first needs."""
+        everything = list(dict.fromkeys(weights for weights, _ in at_work))
+        if fits(everything):
+            return everything
         self._of_weights = {w: self._of_weights.get(w, self._ticks) for w, _ in at_work}
         self._of_tenants = {t: self._of_tenants.get(t, self._ticks) for _, t in at_work}
-        if not at_work:
-            return ""
-        tenant = min(self._of_tenants, key=self._of_tenants.__getitem__)
-        turn = min((w for w, t in at_work if t == tenant), key=self._of_weights.__getitem__)
-        self._ticks += 1
-        self._of_weights[turn] = self._of_tenants[tenant] = self._ticks
+        turn, left = list[str](), list(at_work)
+        while left:
+            tenant = min((t for _, t in left), key=self._of_tenants.__getitem__)
+            weights = min((w for w, t in left if t == tenant), key=self._of_weights.__getitem__)
+            if turn and not fits([*turn, weights]):
+                break
+            turn.append(weights)
+            left = [owner for owner in left if owner[0] != weights]
+            self._ticks += 1
+            self._of_weights[weights] = self._of_tenants[tenant] = self._ticks
         return turn
 
 

@@ -1,9 +1,9 @@
 """Where keys and values live while sequences are decoded.
 
 `KVPool` keeps the running sequences. A *shelf* holds slots of one length
-(64, 128, 256, ... tokens) for sequences of one set of weights; its used slots are
-always [0, n), so that decoding reads a plain strided view, gathers nothing, and a
-long sequence does not stretch the short ones. All KV tensors have the shape
+(64, 128, 256, ... tokens); its used slots are always [0, n), so that decoding
+reads a plain strided view, gathers nothing, and a long sequence does not stretch
+the short ones. What no sequence uses is zero. All KV tensors have the shape
 [L, 2, ..., K, T, D]: layers, key/value, kv heads, tokens, head size. What ended
 sequences leave behind is in `prefix_cache`. Nothing here calls the model.
 """
@@ -72,8 +72,6 @@ class Slot:
 class Shelf:
     """Slots of `size` tokens each; the used ones are [0, len(slots))."""
 
-    weights: str
-    """Whose sequences they are: those that are decoded together."""
     size: int
     kv: Tensor
     """[L, 2, capacity, K, size, D]"""
@@ -95,18 +93,15 @@ class KVPool:
     def __init__(self, layout: KVLayout, budget: int, max_context: int) -> None:
         self._layout = layout
         self._budget = max(budget, 2 * _slot_size(max_context))
-        self._shelves: dict[tuple[str, int], Shelf] = {}
-        self._idle = ""
-        """The weights whose last sequence left last. They keep their shelves for the next
-        batch; other weights without a sequence hold no memory."""
+        self._shelves: dict[int, Shelf] = {}
 
-    def shelves(self, weights: str = "") -> list[Shelf]:
+    def shelves(self) -> list[Shelf]:
         """Those in use, shortest first: their slots in this order are the decode batch."""
-        used = [s for s in self._shelves.values() if s.slots and s.weights == weights]
+        used = [shelf for shelf in self._shelves.values() if shelf.slots]
         return sorted(used, key=lambda shelf: shelf.size)
 
-    def slots(self, weights: str = "") -> Iterator[Slot]:
-        for shelf in self.shelves(weights):
+    def slots(self) -> Iterator[Slot]:
+        for shelf in self.shelves():
             yield from shelf.slots
 
     @property
@@ -114,10 +109,10 @@ class KVPool:
         """Tokens of memory held, used or not."""
         return sum(s.tokens for s in self._shelves.values())
 
-    def take(self, length: int, weights: str = "") -> Slot:
+    def take(self, length: int) -> Slot:
         """A slot with room for at least one token more than `length`, which it is said
         to hold; the caller fills `slot.kv[..., :length, :]`. Raises PoolFull."""
-        shelf = self._shelf_with_room(weights, length + 1)
+        shelf = self._shelf_with_room(length + 1)
         slot = Slot(shelf, len(shelf.slots), length)
         shelf.slots.append(slot)
         return slot
@@ -128,17 +123,16 @@ class KVPool:
         return used + sum(_slot_size(length + 1) for length in lengths) <= self._budget
 
     def release(self, slot: Slot) -> None:
-        """Give the slot back; the shelf's last sequence moves into the hole."""
+        """Give the slot back; the shelf's last sequence moves into the hole, with a token that
+        is stored but not counted yet."""
         shelf = slot.shelf
         last = shelf.slots.pop()
+        _clear(slot)
         if last is not slot:
-            _copy(last.kv, slot.kv, last.length)
+            _copy(last.kv, slot.kv, last.length + 1)
+            _clear(last)
             last.index = slot.index
             shelf.slots[last.index] = last
-        if not self.shelves(shelf.weights):
-            if self._idle != shelf.weights and not self.shelves(self._idle):
-                self.forget(self._idle)
-            self._idle = shelf.weights
 
     def make_room(self, slot: Slot) -> None:
         """Make sure one more token fits; moves the sequence to a longer slot if need be.
@@ -147,7 +141,7 @@ class KVPool:
         """
         if slot.length < slot.shelf.size:
             return
-        shelf = self._shelf_with_room(slot.shelf.weights, slot.length + 1)
+        shelf = self._shelf_with_room(slot.length + 1)
         old = Slot(slot.shelf, slot.index, slot.length)
         old.shelf.slots[old.index] = old  # keeps the old place until the KV is copied
         slot.shelf, slot.index = shelf, len(shelf.slots)
@@ -158,16 +152,11 @@ class KVPool:
     def clear(self) -> None:
         self._shelves.clear()
 
-    def forget(self, weights: str) -> None:
-        """Drop all that these weights hold, used or not."""
-        self._shelves = {k: s for k, s in self._shelves.items() if s.weights != weights}
-
-    def _shelf_with_room(self, weights: str, length: int) -> Shelf:
+    def _shelf_with_room(self, length: int) -> Shelf:
         size = _slot_size(length)
-        shelf = self._shelves.get((weights, size))
+        shelf = self._shelves.get(size)
         if shelf is None:
-            shelf = Shelf(weights, size, self._layout.zeros(size, 0))
-            self._shelves[weights, size] = shelf
+            shelf = self._shelves[size] = Shelf(size, self._layout.zeros(size, 0))
         if len(shelf.slots) == shelf.capacity:
             self._widen(shelf)
         return shelf
@@ -204,3 +193,9 @@ def _slot_size(length: int) -> int:
 
 def _copy(source: Tensor, target: Tensor, length: int) -> None:
     target[..., :length, :] = source[..., :length, :]
+
+
+def _clear(slot: Slot) -> None:
+    """What the sequence has stored, and what a pass that broke off may have; it need not be
+    finite, and the next sequence there reads it with weight 0."""
+    slot.kv[..., : slot.length + 1, :] = 0

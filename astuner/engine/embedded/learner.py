@@ -22,7 +22,6 @@ from astuner.engine.embedded.losses import KlFn, loss_input, loss_of, non_finite
 from astuner.engine.embedded.masters import Masters
 from astuner.engine.embedded.metrics import TokenMeans
 from astuner.engine.embedded.packing import Row, pack, padded
-from astuner.engine.embedded.steps import ROWS
 from astuner.engine.embedded.tree_plan import TreePlan
 from astuner.engine.embedded.weights import Weights
 from astuner.engine.protocol import (
@@ -194,7 +193,7 @@ class Learner:
         greedy sampling, whose logprobs are of the untempered distribution."""
         device, dtype = self._weights.device, self._weights.dtype
         if device.type == "cpu":
-            row = padded(row, ROWS)
+            row = padded(row, packed.ROWS)
         plan = TreePlan(row.ends_T, row.positions_T, device=device, dtype=dtype)
         to = self._to_device
         logits_RV = packed.forward(

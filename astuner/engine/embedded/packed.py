@@ -16,6 +16,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 ATTENTION = "astuner"
 """The name to load a model with: `from_pretrained(..., attn_implementation=ATTENTION)`."""
+ROWS = 8
+"""Rows are padded to a multiple of this: with other counts some CPU kernels (float32 matrix
+products, SiLU) treat the last tokens differently, and a token's result would depend on how
+many others there are."""
+
+
+def whole_rows(tokens: int) -> int:
+    """Rounded up to a multiple of ROWS."""
+    return -(-tokens // ROWS) * ROWS
 
 
 class AttentionPlan(Protocol):

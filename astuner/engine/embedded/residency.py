@@ -7,6 +7,7 @@ nowhere to swap to: moving is free there, and changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 import torch
@@ -43,6 +44,10 @@ class Residency:
             thing.move(self._device)
             self.swaps += 1
         self._resident[thing] = None
+
+    def fits(self, things: Collection[Movable]) -> bool:
+        """Whether all of them can be on the device at once; one alone always can."""
+        return len(things) < 2 or sum(thing.nbytes for thing in things) <= self._budget
 
     def drop(self, thing: Movable) -> None:
         """Know it no more; its memory is its owner's."""

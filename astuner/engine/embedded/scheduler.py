@@ -4,16 +4,17 @@ A request waits, has all of its prompt but the last token prefilled, and then
 decodes with all others until it stops; the last prompt token is simply the
 first one fed to a decode tick, so a prompt whose KV is held needs no prefill at
 all. Of several waiting requests that share a long prefix, one is prefilled and
-the others wait for its KV. One tick computes under one set of weights; tenants take
-turns, and the weights of each. Everything runs on the device thread; a tenant's
-requests are admitted first come, first served, and on CPU a request's result does not
-depend on it, nor on what was cached, nor on whose turn it was, to the last bit.
+the others wait for its KV. One tick computes under all weights that are sampled, as
+far as they fit; else tenants take turns, and the weights of each. Everything runs on
+the device thread; a tenant's requests are admitted first come, first served, and on CPU
+a request's result does not depend on it, nor on what was cached, nor on what else is
+computed with it, to the last bit.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from astuner.engine.embedded.fairness import Turns, beyond_their_share, fair_ord
 from astuner.engine.embedded.kv_cache import KVPool, PoolFull, Slot, whole_blocks
 from astuner.engine.embedded.mailbox import Outbox
 from astuner.engine.embedded.plans import Segment
-from astuner.engine.embedded.prefix_cache import Owner, PrefixCache, common_prefix
+from astuner.engine.embedded.prefix_cache import PrefixCache, common_prefix
 from astuner.engine.embedded.requests import Prefill, Request
 from astuner.engine.embedded.sampling import Draw, Drawn, sample
 from astuner.engine.embedded.stats import Counters
@@ -56,10 +57,12 @@ class Scheduler:
         self._pool = pool
         self._cache = cache
         self._turns = Turns()
-        self._turn: str | None = None
+        self._turn: Sequence[str] = ()
         """The weights that compute right now."""
+        self._apart: list[str] = []
+        """Weights that compute alone once each: together they broke off."""
         self._placing: Request | None = None
-        """The request for which memory is taken right now."""
+        """The request that is moved right now: it gets memory, or its token."""
         self._live: set[Request] = set()  # all that were not answered to the end
         self._waiting: deque[Request] = deque()
         self._prefilling: list[Prefill] = []
@@ -75,8 +78,7 @@ class Scheduler:
         try:
             self._weights.version_of(request.weights)
         except EngineError as error:  # there are no such weights
-            self._end(request, error)
-            self._outbox.flush()
+            self._end({request}, error)
             return
         self._live.add(request)
         self._waiting.append(request)
@@ -94,49 +96,46 @@ class Scheduler:
         self._cache.forget_unused()
         self._drop_cancelled()
         self._admit()
-        turn = self._turns.next(self._at_work())
-        if any(p.request.weights == turn for p in self._prefilling):
-            self._compute(turn, self._prefill_row)
+        self._turn = self._next_turn()
+        if any(p.request.weights in self._turn for p in self._prefilling):
+            self._prefill_row()
             self._admit()
-        if any(r.weights == turn for r in self._running.values()):
-            self._compute(turn, self._decode)
+        if any(r.weights in self._turn for r in self._running.values()):
+            self._decode()
+        self._turn = ()
         self._count()
         self._outbox.flush()
 
-    def _at_work(self) -> list[Owner]:
+    def _next_turn(self) -> Sequence[str]:
         owners = [p.request.owner for p in self._prefilling]
-        return list(dict.fromkeys(owners + [r.owner for r in self._running.values()]))
-
-    def _compute(self, turn: str, part: Callable[[str], None]) -> None:
-        self._turn = turn
-        part(turn)
-        self._turn = None
+        at_work = dict.fromkeys(owners + [r.owner for r in self._running.values()])
+        while self._apart:
+            weights = self._apart.pop()
+            if any(weights == name for name, _ in at_work):
+                return [weights]
+        return self._turns.next(at_work, self._weights.fits)
 
     def fail_tick(self, error: EngineError) -> None:
-        """A tick broke off: end the request that it took memory for, else those of the weights
-        it computed with, or every request if it was not that far."""
+        """A tick broke off: end the request that was moved just then, else those of the weights
+        it computed with. Of several, the next ticks find the ones whose fault it is: nothing
+        has changed but for KV that is written again. Every request if it was not that far."""
         placing, self._placing = self._placing, None
-        turn, self._turn = self._turn, None
+        turn, self._turn = self._turn, ()
         if placing is not None:
-            self._end(placing, error)
-            self._count()
-            self._outbox.flush()
-        elif turn is not None:
-            self.forget(turn, error)
+            self._end({placing}, error)
+        elif len(turn) > 1:
+            self._apart = list(turn)
+        elif turn:
+            self.forget(turn[0], error)
         else:
             self.fail_all(error)
 
     def forget(self, weights: str, error: EngineError) -> None:
         """End the requests of these weights with this error, and drop their KV."""
-        gone = {request for request in self._live if request.weights == weights}
-        self._drop(gone)
-        self._running = {s: r for s, r in self._running.items() if r not in gone}
-        self._pool.forget(weights)
         self._cache.forget(weights)
-        for request in gone:
-            self._outbox.put(request.mailbox, _own_copy(error))
-        self._count()
-        self._outbox.flush()
+        self._end({request for request in self._live if request.weights == weights}, error)
+        if not self._running:
+            self._pool.clear()
 
     def fail_all(self, error: EngineError) -> None:
         """End every request with this error and forget all KV."""
@@ -217,9 +216,9 @@ class Scheduler:
             request.cached = held
             self.counters.prefix_hit_tokens += held
         if held == len(tokens):
-            slot = self._pool.take(len(tokens), request.weights)
-            self._cache.read(tokens, slot.kv, request.owner)
+            slot = self._pool.take(len(tokens))
             self._running[slot] = request
+            self._cache.read(tokens, slot.kv, request.owner)
         else:
             kv = self._layout.zeros(whole_blocks(len(tokens)))
             self._cache.read(tokens, kv, request.owner)
@@ -230,9 +229,8 @@ class Scheduler:
         gone = {request for request in self._live if request.mailbox.cancelled}
         if gone:
             self._drop(gone)
-            for slot, request in list(self._running.items()):
-                if request in gone:
-                    self._leave(slot)
+            for slot in [slot for slot, request in self._running.items() if request in gone]:
+                self._leave(slot)
 
     def _drop(self, gone: set[Request]) -> None:
         """Out of all lists but that of the running."""
@@ -242,17 +240,22 @@ class Scheduler:
 
     def _leave(self, slot: Slot) -> Request:
         """Free a running sequence's slot; its KV stays in the prefix cache."""
-        request = self._running.pop(slot)
+        request = self._placing = self._running[slot]
         if self._shares_kv(request):
             self._cache.insert(request.fed()[: slot.length], slot.kv, request.owner)
-        self._pool.release(slot)
+        self._free(slot)
+        self._placing = None
         return request
+
+    def _free(self, slot: Slot) -> None:
+        del self._running[slot]
+        self._pool.release(slot)
 
     # ------------------------------------------------------------ prefill
 
-    def _prefill_row(self, turn: str) -> None:
+    def _prefill_row(self) -> None:
         """One packed row of at most PREFILL_TOKENS; those that are through then run."""
-        waiting = [item for item in self._prefilling if item.request.weights == turn]
+        waiting = [item for item in self._prefilling if item.request.weights in self._turn]
         segments: list[Segment] = []
         tokens: list[TokenIds] = []
         left = PREFILL_TOKENS
@@ -263,7 +266,8 @@ class Scheduler:
             segments.append(Segment(item.kv, item.done, count))
             tokens.append(item.tokens[item.done : item.done + count])
             left -= count
-        prefill(self._weights, turn, segments, tokens)
+        names = [item.request.weights for item in waiting[: len(segments)]]
+        prefill(self._weights, names, segments, tokens)
         self.counters.prefilled_tokens += PREFILL_TOKENS - left
         for item, segment in zip(waiting, segments, strict=False):
             item.done += segment.tokens
@@ -278,34 +282,36 @@ class Scheduler:
         if self._shares_kv(item.request):
             self._cache.insert(item.tokens, item.kv, item.request.owner)
         try:
-            slot = self._pool.take(length, item.request.weights)
+            slot = self._pool.take(length)
         except PoolFull:
             self._waiting.appendleft(item.request)
         else:
-            slot.kv[..., :length, :] = item.kv[..., :length, :]
             self._running[slot] = item.request
+            slot.kv[..., :length, :] = item.kv[..., :length, :]
         self._placing = None
 
     # ------------------------------------------------------------ decode
 
-    def _decode(self, turn: str) -> None:
-        self._make_room(turn)
-        shelves = self._pool.shelves(turn)
+    def _decode(self) -> None:
+        """One token of each sequence whose turn it is. The others' rows are computed too, so
+        that shelves stay whole, but count for nothing: their KV is written again in their turn."""
+        self._make_room()
+        shelves = self._pool.shelves()
         slots = [slot for shelf in shelves for slot in shelf.slots]
         requests = [self._running[slot] for slot in slots]
-        logits_NV = decode(self._weights, turn, shelves, [r.last_token for r in requests])
+        names = [r.weights if r.weights in self._turn else self._turn[0] for r in requests]
+        logits_NV = decode(self._weights, names, shelves, [r.last_token for r in requests])
         drawn = sample(logits_NV, [Draw(r.params, r.seed, len(r.drawn)) for r in requests])
-        self.counters.sampled(len(slots))
-        for slot in slots:
-            slot.length += 1
+        self.counters.sampled(sum(request.weights in self._turn for request in requests))
         for row, (slot, request) in enumerate(zip(slots, requests, strict=True)):
-            self._deliver(slot, request, drawn, row)
+            if request.weights in self._turn:
+                self._deliver(slot, request, drawn, row)
 
-    def _make_room(self, turn: str) -> None:
-        """Every sequence of the turn stores one more token; if need be the youngest of all
-        make way."""
-        for slot in [s for s, r in self._running.items() if r.weights == turn]:
+    def _make_room(self) -> None:
+        """Every sequence stores one more token; if need be the youngest of all make way."""
+        for slot, request in list(self._running.items()):
             while slot in self._running:
+                self._placing = request
                 try:
                     self._pool.make_room(slot)
                     break
@@ -316,19 +322,21 @@ class Scheduler:
                             "Lower rollout.max_model_len."
                         ) from None
                     self._preempt(next(reversed(self._running)))
+        self._placing = None
 
     def _preempt(self, slot: Slot) -> None:
         self._waiting.appendleft(self._leave(slot))
         self.counters.preempted += 1
 
     def _deliver(self, slot: Slot, request: Request, drawn: Drawn, row: int) -> None:
+        self._placing = request
         token, logprob = drawn.tokens[row], drawn.logprobs[row]
         version = self._weights.version_of(request.weights)
         if not np.isfinite(logprob):
-            del self._running[slot]
-            self._pool.release(slot)
-            self._end(request, _not_finite(version))
+            self._placing = None
+            self._end({request}, _not_finite(version))
             return
+        slot.length += 1
         request.drawn.append(token)
         reason = request.finish_reason(self._max_context)
         first = len(request.drawn) == 1
@@ -344,10 +352,18 @@ class Scheduler:
         if reason is not None:
             self._live.discard(request)
             self._leave(slot)
+        self._placing = None
 
-    def _end(self, request: Request, error: EngineError) -> None:
-        self._live.discard(request)
-        self._outbox.put(request.mailbox, _own_copy(error))
+    @torch.inference_mode()
+    def _end(self, gone: set[Request], error: EngineError) -> None:
+        """End these requests with this error."""
+        self._drop(gone)
+        for slot in [slot for slot, request in self._running.items() if request in gone]:
+            self._free(slot)
+        for request in gone:
+            self._outbox.put(request.mailbox, _own_copy(error))
+        self._count()
+        self._outbox.flush()
 
     def _count(self) -> None:
         self.counters.waiting = len(self._waiting)

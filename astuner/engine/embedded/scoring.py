@@ -32,7 +32,7 @@ def score(weights: SamplingWeights, name: str, tokens: TokenIds, top_k: int) -> 
         piece = inputs[start : start + PIECE]
         segment = Segment(kv, start, len(piece))
         with torch.inference_mode():
-            logits_TV = prefill(weights, name, [segment], [piece], logits=True)
+            logits_TV = prefill(weights, [name], [segment], [piece], logits=True)
             targets = tokens[start + 1 : start + 1 + len(piece)]
             logprobs[start + 1 : start + 1 + len(piece)], best = _read(
                 logits_TV[: len(piece)], targets, top_k

@@ -10,7 +10,7 @@ device thread. The fp32 masters and the optimizer are in `masters`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from astuner.engine.embedded.compatible import (
 )
 from astuner.engine.embedded.packed import ATTENTION
 from astuner.engine.embedded.peft_format import write_adapter
+from astuner.engine.embedded.steps import Spans
 from astuner.engine.protocol import LoraSpec
 from astuner.errors import ModelError
 
@@ -113,7 +114,7 @@ class Weights(LoadedModel):
         return cls(states, path=path, lora=lora, config=config, tokenizer=tokenizer)
 
     @contextmanager
-    def sampling(self, weights: str = "") -> Generator[nn.Module]:
+    def sampling(self, spans: Spans = ()) -> Generator[nn.Module]:
         """The published weights, in inference mode; there are no others."""
         with torch.inference_mode(), self._selected("published") as model:
             yield model
@@ -129,6 +130,9 @@ class Weights(LoadedModel):
         """The weights before any training, without gradients."""
         with torch.no_grad(), self._selected("reference") as model:
             yield model
+
+    def fits(self, names: Collection[str]) -> bool:
+        return True
 
     def version_of(self, weights: str) -> int:
         return self.version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from astuner.engine.embedded.fairness import Turns, beyond_their_share, fair_order
@@ -17,25 +18,51 @@ def request(tenant: str, number: int = 0) -> Request:
     return Request(token_ids([3]), greedy(), number, nobody, tenant=tenant)
 
 
+def one(names: Collection[str]) -> bool:
+    return len(names) < 2
+
+
+def two(names: Collection[str]) -> bool:
+    return len(names) < 3
+
+
 def test_tenants_take_turns_whatever_the_number_of_their_weights() -> None:
     turns = Turns()
     at_work = [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b")]
-    seen = [turns.next(at_work) for _ in range(8)]
-    assert seen == ["a1", "b1", "a2", "b1", "a3", "b1", "a1", "b1"]
+    seen = [turns.next(at_work, one) for _ in range(8)]
+    assert seen == [["a1"], ["b1"], ["a2"], ["b1"], ["a3"], ["b1"], ["a1"], ["b1"]]
+
+
+def test_what_fits_has_its_turn_together() -> None:
+    turns = Turns()
+    at_work = [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c")]
+    seen = [turns.next(at_work, two) for _ in range(6)]
+    # tenants a and b, c and a, ...: each has been there four times
+    assert seen == [
+        ["a1", "b1"],
+        ["c1", "a2"],
+        ["b1", "c1"],
+        ["a3", "b1"],
+        ["c1", "a1"],
+        ["b1", "c1"],
+    ]
+    assert turns.next(at_work, lambda _: True) == ["a1", "a2", "a3", "b1", "c1"]
+    assert turns.next([("x", "a"), ("x", "b")], one) == ["x"]
 
 
 def test_weights_that_another_samples_too_do_not_hold_up_a_tenants_own() -> None:
     turns = Turns()
     at_work = [("", "a"), ("", "b"), ("x", "b"), ("y", "c")]
-    assert [turns.next(at_work) for _ in range(6)] == ["", "x", "y", "", "x", "y"]
+    seen = [turns.next(at_work, one) for _ in range(6)]
+    assert seen == [[""], ["x"], ["y"], [""], ["x"], ["y"]]
 
 
 def test_newcomers_come_after_all_that_wait_and_without_work_it_is_nobodys_turn() -> None:
     turns = Turns()
-    assert turns.next([]) == ""
-    assert turns.next([("x", "a"), ("y", "b")]) == "x"
+    assert turns.next([], one) == []
+    assert turns.next([("x", "a"), ("y", "b")], one) == ["x"]
     both = [("z", "c"), ("x", "a"), ("y", "b")]
-    assert [turns.next(both) for _ in range(4)] == ["y", "z", "x", "y"]
+    assert [turns.next(both, one) for _ in range(4)] == [["y"], ["z"], ["x"], ["y"]]
 
 
 def test_the_next_place_is_of_the_tenant_with_the_fewest() -> None:

@@ -60,3 +60,10 @@ def test_what_is_dropped_is_forgotten_wherever_it_was() -> None:
     residency.drop(a)
     residency.drop(b)
     assert (residency.resident_bytes, residency.swapped_bytes) == (0, 0)
+
+
+def test_what_fits_is_said_beforehand() -> None:
+    residency = Residency(GPU, budget=25)
+    assert residency.fits([]) and residency.fits([Thing(), Thing()])
+    assert not residency.fits([Thing(), Thing(), Thing()])
+    assert residency.fits([Thing(30)])  # one alone always does

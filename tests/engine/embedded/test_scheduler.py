@@ -417,7 +417,7 @@ async def test_weights_that_fail_take_no_others_with_them() -> None:
     assert len(drawn(good)) == 6
     assert isinstance(bad.mailbox._items[-1], EngineError)
     assert bench.counters.running == 0
-    assert list(bench.scheduler._pool.slots("x")) == []
+    assert list(bench.scheduler._pool.slots()) == []
     bench.weights.fail_for = ""
     again = bench.add(prompt(0, 41), greedy(6), weights="x")
     bench.run()

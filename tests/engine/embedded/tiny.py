@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from astuner.engine.embedded.model import EmbeddedModel
 from astuner.engine.embedded.packed import ATTENTION
+from astuner.engine.embedded.steps import Spans
 from astuner.engine.protocol import AdamParams, ForwardBackwardResult, LossSpec, SamplingParams
 
 VOCAB = 97
@@ -64,9 +65,12 @@ class TinyWeights:
         self.forward_rows.append(kwargs["input_ids"].shape[1])
 
     @contextmanager
-    def sampling(self, weights: str = "") -> Generator[Any, None, None]:
+    def sampling(self, spans: Spans = ()) -> Generator[Any, None, None]:
         with torch.inference_mode():
             yield self.model
+
+    def fits(self, names: Collection[str]) -> bool:
+        return True
 
     def version_of(self, weights: str) -> int:
         return self.version
@@ -115,7 +119,8 @@ class TinyLearner:
 
 
 class ManyWeights(TinyWeights):
-    """Weights by name: each is the tiny model with noise of its own. Records whose turn it was."""
+    """Weights by name: each is the tiny model with noise of its own, so that no two fit into one
+    pass. Records whose turn it was."""
 
     def __init__(self, names: Sequence[str], dtype: torch.dtype = torch.float32) -> None:
         super().__init__(dtype=dtype)
@@ -129,8 +134,12 @@ class ManyWeights(TinyWeights):
                 for n, p in self.model.state_dict().items()
             }
 
+    def fits(self, names: Collection[str]) -> bool:
+        return len(names) < 2
+
     @contextmanager
-    def sampling(self, weights: str = "") -> Generator[Any, None, None]:
+    def sampling(self, spans: Spans = ()) -> Generator[Any, None, None]:
+        (weights,) = {name for name, _ in spans}
         self.turns.append(weights)
         if weights == self.fail_for:
             raise RuntimeError(f"no such luck with {weights}")
