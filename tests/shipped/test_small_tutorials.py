@@ -108,10 +108,10 @@ FED, RESTED = "No, I ate nothing bad.", "No, I sleep well."
 @pytest.mark.parametrize(
     ("found", "asked", "answers", "reward"),
     [
-        ("flu", 0, [], 0.1),
+        ("flu", 0, [], 0),
         ("flu", 1, [FEVER], 1.2),
-        ("flu", 2, [FED], 0.2),
-        ("flu", 2, [FED, FED], 0.3),
+        ("flu", 2, [FED], 0.1),
+        ("flu", 2, [FED, FED], 0.2),
         ("flu", 3, [FED, RESTED], 1 + 0.4 / 3),
         ("stress", 1, [FEVER], 0.2),
         (None, 2, [FEVER], 0.1),

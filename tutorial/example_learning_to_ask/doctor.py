@@ -1,12 +1,14 @@
 """A doctor who may ask before the diagnosis, and has to, in order to know.
 
 A reply with a question mark is a question to the patient; any other reply is the
-diagnosis and ends the visit. Guessing at once is right one time in three, and pays next to
-nothing even then: the reward is for a right diagnosis that the answers bear out, and a
-little for questions that the patient can answer.
+diagnosis and ends the visit. Guessing at once is right one time in three, and pays nothing
+even then: the reward is for a right diagnosis that the answers bear out, and a little for
+questions that the patient can answer.
 """
 
 from __future__ import annotations
+
+from itertools import cycle
 
 from astuner import ModelTuner, Workflow, WorkflowOutput, WorkflowTask
 from tutorial.example_learning_to_ask.patient import Patient, diagnosis
@@ -16,17 +18,16 @@ SYSTEM_PROMPT = (
     'Ask one short question at a time, such as "Any fever?". '
     "When you know, reply with just the illness."
 )
-EXAMPLE = (
-    ("user", "Good morning, doctor."),
-    ("assistant", "Any fever?"),
-    ("user", "No, I have no fever."),
-    ("assistant", "Any bad food?"),
-    ("user", "Yes, I ate bad food."),
-    ("assistant", "poisoning"),
-)
-"""A visit that the prompt shows, so that a small model asks at all."""
+VISITS = (
+    ("Good morning, doctor.", "Any fever?", "Yes, I have a fever.", "flu"),
+    ("Here I am again.", "Any fever?", "No, I have no fever.",
+     "Any bad food?", "Yes, I ate bad food.", "poisoning"),
+    ("It is my turn.", "Any fever?", "No, I have no fever.",
+     "Any bad food?", "No, I ate nothing bad.", "stress"),
+)  # fmt: skip
+"""What the prompt shows, so that a small model asks at all; patient and doctor by turns."""
 MAX_QUESTIONS = 3
-RIGHT, GUESSED, FOR_ASKING = 1.0, 0.1, 0.2
+RIGHT, FOR_ASKING = 1.0, 0.2
 
 
 class DoctorWorkflow(Workflow):
@@ -37,7 +38,7 @@ class DoctorWorkflow(Workflow):
         patient = Patient(workflow_task.metadata["illness"])
         messages = [
             {"role": "system", "content": SYSTEM_PROMPT},
-            *({"role": role, "content": content} for role, content in EXAMPLE),
+            *shown(),
             {"role": "user", "content": workflow_task.main_query},
         ]
         asked = 0
@@ -64,12 +65,17 @@ class DoctorWorkflow(Workflow):
         )
 
 
+def shown() -> list[dict[str, str]]:
+    return [
+        {"role": role, "content": content}
+        for visit in VISITS
+        for role, content in zip(cycle(("user", "assistant")), visit, strict=False)
+    ]
+
+
 def worth(found: str | None, patient: Patient, asked: int, answers: list[str]) -> float:
-    """1 for the right diagnosis where the answers leave no other, 0.1 where it was a guess;
-    and up to 0.2 for questions that the patient understood, as a share of those asked."""
+    """1 for the right diagnosis where the answers leave no other, and up to 0.2 for
+    questions that the patient understood, as a share of those asked."""
     share = len(answers) / asked if asked else 0.0
-    if found != patient.illness:
-        judged = 0.0
-    else:
-        judged = RIGHT if patient.is_clear_from(answers) else GUESSED
-    return judged + FOR_ASKING * share
+    right = found == patient.illness and patient.is_clear_from(answers)
+    return RIGHT * right + FOR_ASKING * share
