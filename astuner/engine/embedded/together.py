@@ -70,8 +70,13 @@ def _bundle(
     width = whole_rows(max(len(r) for r in rows))
     gather = np.stack([np.concatenate([r, np.repeat(r[:1], width - len(r))]) for r in rows])
     kept = np.concatenate([np.arange(len(r)) + i * width for i, r in enumerate(rows)])
-    tensors = (torch.from_numpy(x).to(device) for x in (gather.ravel(), kept, np.concatenate(rows)))
-    return Bundle(tuple(adapters), *tensors, tokens)
+
+    def tensor(numbers: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(numbers).to(device)
+
+    return Bundle(
+        tuple(adapters), tensor(gather.ravel()), tensor(kept), tensor(np.concatenate(rows)), tokens
+    )
 
 
 @dataclass(frozen=True, slots=True)
