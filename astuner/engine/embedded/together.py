@@ -3,7 +3,8 @@
 An adapter's tokens are gathered, filled up to whole `ROWS`, and multiplied with its matrices
 alone: products of the form that one adapter in a pass has, so that on CPU a token's result is
 the same to the last bit, and what is not finite in one adapter reaches no other's tokens.
-Where each has few tokens, as in decoding, adapters of one shape make one batched product.
+Where each has few tokens, as in decoding, adapters of one shape, with as many rows, make one
+batched product.
 Nothing is kept from pass to pass. Knows no layers and no names.
 """
 
@@ -24,6 +25,8 @@ from astuner.engine.embedded.packed import ROWS, whole_rows
 from astuner.errors import EngineError
 
 T = TypeVar("T", bound=Hashable)
+FEW = 8 * ROWS
+"""With more tokens than these a product of its own costs an adapter nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,8 @@ def bundles(
     rows = {adapter: np.concatenate(parts) for adapter, parts in found.items()}
     alike: dict[Hashable, list[T]] = {}
     for adapter in rows:
-        few = len(rows[adapter]) <= ROWS
-        alike.setdefault(shape(adapter) if few else adapter, []).append(adapter)
+        width = whole_rows(len(rows[adapter]))
+        alike.setdefault((shape(adapter), width) if width <= FEW else adapter, []).append(adapter)
     for adapters in alike.values():
         yield _bundle(adapters, [rows[a] for a in adapters], whole_rows(end), device)
 

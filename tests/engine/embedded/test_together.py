@@ -65,7 +65,7 @@ def test_a_product_has_the_bits_of_one_adapter_in_a_long_row(
 def test_each_token_gets_the_term_of_its_adapter_and_padding_none() -> None:
     spans = [("x", 2), (None, 1), ("y", 1), ("x", 1), ("z", 9)]
     found = list(bundles(spans, {"x": "kind", "y": "kind", "z": "kind"}.__getitem__, CPU))
-    assert [b.adapters for b in found] == [("x", "y"), ("z",)]  # z has more than ROWS tokens
+    assert [b.adapters for b in found] == [("x", "y"), ("z",)]  # z fills more rows
     assert found[0].rows.tolist() == [0, 1, 4, 3]
     assert found[0].gather.tolist() == [0, 1, 4, 0, 0, 0, 0, 0] + [3] * 8
     assert found[0].kept.tolist() == [0, 1, 2, 8]
