@@ -163,7 +163,7 @@ class DeviceThread:
             action()
         except Exception as error:
             if self.sampler is not None:
-                self.sampler.fail_tick(_as_engine_error("sampling", error))
+                _fail_tick(self.sampler, _as_engine_error("sampling", error))
 
     def _step_job(self) -> bool:
         """Start or advance the job at hand of the next lane; False if there is none."""
@@ -239,6 +239,14 @@ def _advance(job: _Job) -> tuple[bool, Any]:
     except StopIteration as stop:
         return True, stop.value
     return False, None
+
+
+def _fail_tick(sampler: Sampler, error: EngineError) -> None:
+    """After some failures the device takes no work at all, not even to tidy up."""
+    try:
+        sampler.fail_tick(error)
+    except Exception:
+        sampler.fail_all(error)
 
 
 def _as_engine_error(doing: str, error: Exception) -> EngineError:

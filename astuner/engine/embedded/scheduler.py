@@ -117,8 +117,9 @@ class Scheduler:
 
     def fail_tick(self, error: EngineError) -> None:
         """A tick broke off: end the request that was moved just then, else those of the weights
-        it computed with. Of several, the next ticks find the ones whose fault it is: nothing
-        has changed but for KV that is written again. Every request if it was not that far."""
+        it computed with. Of several, each computes alone in the next ticks, and the one whose
+        adapter is at fault is found: nothing has changed but for KV that is written again.
+        Every request if it was not that far."""
         placing, self._placing = self._placing, None
         turn, self._turn = self._turn, ()
         if placing is not None:
@@ -226,7 +227,8 @@ class Scheduler:
         self._placing = None
 
     def _drop_cancelled(self) -> None:
-        gone = {request for request in self._live if request.mailbox.cancelled}
+        known = (*self._live, *self._running.values())
+        gone = {request for request in known if request.mailbox.cancelled}
         if gone:
             self._drop(gone)
             for slot in [slot for slot, request in self._running.items() if request in gone]:
@@ -293,19 +295,22 @@ class Scheduler:
     # ------------------------------------------------------------ decode
 
     def _decode(self) -> None:
-        """One token of each sequence whose turn it is. The others' rows are computed too, so
-        that shelves stay whole, but count for nothing: their KV is written again in their turn."""
+        """One token of each sequence whose turn it is. The others' rows go through the model
+        too, so that shelves stay whole: their KV is written again in their turn."""
         self._make_room()
-        shelves = self._pool.shelves()
-        slots = [slot for shelf in shelves for slot in shelf.slots]
+        slots = list(self._pool.slots())
         requests = [self._running[slot] for slot in slots]
         names = [r.weights if r.weights in self._turn else self._turn[0] for r in requests]
-        logits_NV = decode(self._weights, names, shelves, [r.last_token for r in requests])
-        drawn = sample(logits_NV, [Draw(r.params, r.seed, len(r.drawn)) for r in requests])
-        self.counters.sampled(sum(request.weights in self._turn for request in requests))
-        for row, (slot, request) in enumerate(zip(slots, requests, strict=True)):
-            if request.weights in self._turn:
-                self._deliver(slot, request, drawn, row)
+        last = [r.last_token for r in requests]
+        logits_NV = decode(self._weights, names, self._pool.shelves(), last)
+        rows = [row for row, request in enumerate(requests) if request.weights in self._turn]
+        if len(rows) < len(requests):
+            logits_NV = logits_NV[rows]
+        turn = [requests[row] for row in rows]
+        drawn = sample(logits_NV, [Draw(r.params, r.seed, len(r.drawn)) for r in turn])
+        self.counters.sampled(len(turn))
+        for number, (row, request) in enumerate(zip(rows, turn, strict=True)):
+            self._deliver(slots[row], request, drawn, number)
 
     def _make_room(self) -> None:
         """Every sequence stores one more token; if need be the youngest of all make way."""
@@ -358,10 +363,10 @@ class Scheduler:
     def _end(self, gone: set[Request], error: EngineError) -> None:
         """End these requests with this error."""
         self._drop(gone)
-        for slot in [slot for slot, request in self._running.items() if request in gone]:
-            self._free(slot)
         for request in gone:
             self._outbox.put(request.mailbox, _own_copy(error))
+        for slot in [slot for slot, request in self._running.items() if request in gone]:
+            self._free(slot)
         self._count()
         self._outbox.flush()
 

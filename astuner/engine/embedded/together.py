@@ -113,21 +113,22 @@ class Term(Generic[T]):
 def products(x_NMI: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Each x [M, I] times the transpose of its matrix [O, I]; [N, M, O]."""
     count, rows, inputs = x_NMI.shape
-    if count > 1 and _batched_is_same(
-        rows, inputs, len(matrices[0]), x_NMI.dtype, x_NMI.device.type
-    ):
+    shape = (count, rows, inputs, len(matrices[0]))
+    if count > 1 and _batched_is_same(shape, x_NMI.dtype, x_NMI.device.type):
         return torch.bmm(x_NMI, torch.stack(tuple(matrices)).transpose(1, 2))
     return torch.stack([F.linear(x, m) for x, m in zip(x_NMI, matrices, strict=True)])
 
 
 @cache
-def _batched_is_same(rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: str) -> bool:
-    """Whether batched products of these shapes have the bits of single ones here. On most CPUs
-    all but those of rank 1 do; elsewhere no two forms of a product have the same bits anyway."""
+def _batched_is_same(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> bool:
+    """Whether batched products of this shape (N, M, I, O) have the bits of single ones here. On
+    most CPUs all but those of rank 1 do; elsewhere no two forms of a product have the same bits
+    anyway."""
     if device != "cpu":
         return True
+    count, rows, inputs, outputs = shape
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, rows, inputs, generator=generator).to(dtype)
-    matrices = torch.randn(8, outputs, inputs, generator=generator).to(dtype)
+    x = torch.randn(count, rows, inputs, generator=generator).to(dtype)
+    matrices = torch.randn(count, outputs, inputs, generator=generator).to(dtype)
     single = torch.stack([F.linear(r, m) for r, m in zip(x, matrices, strict=True)])
     return torch.equal(torch.bmm(x, matrices.transpose(1, 2)), single)

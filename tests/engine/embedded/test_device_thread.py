@@ -125,3 +125,19 @@ def test_a_post_that_raises_fails_the_sampler_and_not_the_thread(
     assert thread.alive
     (failure,) = world.failures
     assert "KeyError: 'a bug'" in failure
+
+
+def test_where_a_failed_tick_cannot_be_tidied_up_all_hear_of_its_cause(
+    world: World, thread: DeviceThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def post() -> None:
+        raise KeyError("the cause")
+
+    def fail_tick(error: EngineError) -> None:
+        raise RuntimeError("the device takes no work")
+
+    monkeypatch.setattr(world, "fail_tick", fail_tick)
+    thread.post(post)
+    assert thread.submit("next", lambda: 3).result(SECONDS) == 3
+    (failure,) = world.failures
+    assert "KeyError: 'the cause'" in failure

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from astuner.engine.embedded import scheduler
 from astuner.engine.embedded.host import EmbeddedHost
 from astuner.engine.embedded.packed import ROWS
+from astuner.engine.embedded.sampling import Draw, Drawn, sample
 from astuner.engine.embedded.together import Term, bundles, products
 from astuner.engine.protocol import LoraSpec, SamplingParams, generate
 from astuner.errors import EngineError
@@ -179,6 +182,29 @@ async def test_a_pass_that_breaks_ends_those_whose_fault_it_is(
         else:
             assert same(one, before)
     assert host.stats().running == 0
+    host.close()
+
+
+async def test_a_fault_in_drawing_ends_only_those_it_was_drawn_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = open_host(folder, dtype="float32")
+    names = await several(host, SPECS[:3])
+    asked = [(name, 10 * i + seed, 12) for i, name in enumerate(names) for seed in range(2)]
+    expected = await drawn(host, asked)
+
+    def broken(logits: Any, draws: Sequence[Draw]) -> Drawn:
+        if any(20 <= draw.seed < 30 for draw in draws):
+            raise RuntimeError("drawn badly")
+        return sample(logits, draws)
+
+    monkeypatch.setattr(scheduler, "sample", broken)
+    seen = await drawn(host, asked)
+    for (name, _, _), one, before in zip(asked, seen, expected, strict=True):
+        if name == names[2]:
+            assert isinstance(one, EngineError) and "drawn badly" in str(one)
+        else:
+            assert same(one, before)
     host.close()
 
 
