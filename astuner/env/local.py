@@ -35,11 +35,13 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 CLOSE_TIMEOUT = 5.0
 """Seconds an environment gets to close; then its thread is left behind."""
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(slots=True)
 class _Instance:
     env_type: str
+    task_id: str
     worker: Worker
     env: TextEnv | None = None
     total: float = 0.0
@@ -66,9 +68,9 @@ class LocalEnvs:
         self._finding = threading.Lock()
 
     @property
-    def instances(self) -> Mapping[str, str]:
-        """Instance id -> environment, of all that exist."""
-        return {name: instance.env_type for name, instance in self._instances.items()}
+    def instances(self) -> Mapping[str, tuple[str, str]]:
+        """Instance id -> environment and task, of all that exist."""
+        return {name: (made.env_type, made.task_id) for name, made in self._instances.items()}
 
     async def create(
         self, env_type: str, task_id: str, instance_id: str, params: Mapping[str, Any]
@@ -76,7 +78,7 @@ class LocalEnvs:
         """Make an instance and reset it, with `params["seed"]` if there is one."""
         if instance_id in self._instances:
             raise EnvError(f"There is an instance {instance_id} already.", cause="refused")
-        instance = _Instance(env_type, _thread(f"environment {instance_id}"))
+        instance = _Instance(env_type, task_id, _thread(f"environment {instance_id}"))
         self._instances[instance_id] = instance
 
         def work() -> Start:
@@ -106,10 +108,8 @@ class LocalEnvs:
                 cause="misuse",
             )
 
-        given = (dict(asked.params),) if asked.params else ()
-
         def work() -> StepResult:
-            return _stepped(_called(_env(instance).step, (action,), given))
+            return _stepped(_called(_env(instance).step, (action,), (dict(asked.params),)))
 
         result = await self._do(instance_id, "step", work)
         instance.total += result.reward
@@ -219,8 +219,12 @@ def _told(own: Callable[..., Any], asked: Asked) -> Any:
 
 
 def _called(own: Callable[..., Any], given: tuple[Any, ...], offered: tuple[Any, ...]) -> Any:
-    """What the environment's method returns, called with as much of what is offered as it takes."""
-    takes = len(inspect.signature(own).parameters) - len(given)
+    """What the environment's method returns, called with as much of what is offered as it takes
+    by position."""
+    kinds = [parameter.kind for parameter in inspect.signature(own).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return own(*given, *offered)
+    takes = sum(kind in _BY_POSITION for kind in kinds) - len(given)
     return own(*given, *offered[: max(0, takes)])
 
 

@@ -65,9 +65,9 @@ class TextEnv(Protocol):
 
     It is made by a class or function `(task_id, params)`. Optional further members:
     `evaluate() -> float` (else the sum of the rewards is the score), `get_info() -> Any`, and
-    `close()`. Where `step`, `evaluate` or `get_info` take further arguments they get the call's
-    parameters, and the last two then its messages. The maker may have
-    `task_ids(split) -> list[str]`.
+    `close()`. Where `step`, `evaluate` or `get_info` take further arguments by position they
+    get the call's parameters (empty if it has none), and the last two then its messages. The
+    maker may have `task_ids(split) -> list[str]`.
     """
 
     def reset(self, *, seed: int | None = None) -> tuple[Observation, Info]: ...

@@ -52,7 +52,8 @@ class EnvService:
         """Instance id -> (seconds, when it ends)."""
 
     @property
-    def instances(self) -> Mapping[str, str]:
+    def instances(self) -> Mapping[str, tuple[str, str]]:
+        """Instance id -> environment and task, of all that exist."""
         return self._envs.instances
 
     async def release_expired(self) -> list[str]:
@@ -76,6 +77,12 @@ class EnvService:
         env_type, task_id = _needed(request.env_type, "env_type"), request.task_id or ""
         self._find(env_type)
         if request.instance_id and request.instance_id in self._envs.instances:
+            if self._envs.instances[request.instance_id] != (env_type, task_id):
+                raise EnvError(
+                    f"There is an instance {request.instance_id} already, for another environment "
+                    "or task; release it first, or choose another instance_id.",
+                    cause="refused",
+                )
             # Asked again by a client that lost the answer.
             await self._let_go(request.instance_id)
         if len(self._envs.instances) >= self._max_instances:

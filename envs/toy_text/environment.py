@@ -3,7 +3,8 @@
 `params["game"]` chooses; everything else in `params` goes to `gymnasium.make`, with one
 addition: FrozenLake without a map gets a random one of `size` and `frozen` share that its
 seed decides, always with a way to the goal; `brief` shows only what lies around. Its `info` has
-the `distance` to the goal, in moves over an empty lake. Rules and rewards are Gymnasium's own.
+the `distance` to the goal, in moves over an empty lake, where the map has one. Rules and rewards
+are Gymnasium's own.
 """
 
 from __future__ import annotations
@@ -49,21 +50,29 @@ def make(task_id: str, params: dict[str, Any]) -> GymnasiumText:
 
 
 class FrozenLake(GymnasiumText):
-    """With the distance to the goal in `info`."""
+    """With the distance to the goal, where there is one, in `info`."""
 
     def reset(self, *, seed: int | None = None) -> tuple[Observation, Info]:
         observation, info = super().reset(seed=seed)
-        return observation, {**info, "distance": self._distance()}
+        return observation, {**info, **self._distance()}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
         observation, reward, terminated, truncated, info = super().step(action)
-        return observation, reward, terminated, truncated, {**info, "distance": self._distance()}
+        return observation, reward, terminated, truncated, {**info, **self._distance()}
 
-    def _distance(self) -> int:
+    def _distance(self) -> Info:
         desc = self.env.unwrapped.desc
+        goal = _goal(desc)
+        if goal is None:
+            return {}
         row, column = divmod(int(self.env.unwrapped.s), desc.shape[1])
-        goal_row, goal_column = (int(i[0]) for i in (desc == b"G").nonzero())
-        return abs(goal_row - row) + abs(goal_column - column)
+        return {"distance": abs(goal[0] - row) + abs(goal[1] - column)}
+
+
+def _goal(desc: Any) -> tuple[int, int] | None:
+    """Its row and column, the first one's where there are several; a map may have none."""
+    rows, columns = (desc == b"G").nonzero()
+    return (int(rows[0]), int(columns[0])) if len(rows) else None
 
 
 def _random_map(options: dict[str, Any], seed: int | None) -> list[str]:
@@ -80,11 +89,9 @@ def frozen_lake(env: Any, observation: Any) -> str:
     around = frozen_lake_around(env, observation)
     if desc[row, column] in (b"G", b"H"):
         return around
-    goal_row, goal_column = (int(i[0]) for i in (desc == b"G").nonzero())
-    return (
-        f"You are at row {row}, column {column}; the goal is at row {goal_row}, "
-        f"column {goal_column}. {around}"
-    )
+    goal = _goal(desc)
+    where = "" if goal is None else f"; the goal is at row {goal[0]}, column {goal[1]}"
+    return f"You are at row {row}, column {column}{where}. {around}"
 
 
 def frozen_lake_around(env: Any, observation: Any) -> str:

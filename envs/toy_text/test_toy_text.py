@@ -57,6 +57,19 @@ def test_a_lake_tells_how_far_the_goal_is() -> None:
     ]
 
 
+@pytest.mark.parametrize("brief", [False, True])
+def test_a_lake_without_a_goal_tells_no_distance(brief: bool) -> None:
+    env = game("FrozenLake", desc=["SF", "FH"], is_slippery=False, brief=brief)
+    around = "left: edge, down: ice, right: ice, up: edge."
+    shown, info = env.reset(seed=1)
+    assert shown == (around if brief else f"You are at row 0, column 0. {around}")
+    assert "distance" not in info
+    shown, reward, ended, _, info = env.step("right")
+    assert shown.endswith("left: ice, down: hole, right: edge, up: edge.")
+    assert (reward, ended, "distance" in info) == (0.0, False, False)
+    assert play(env, "down") == ("You fell into a hole.", 0.0, True, False)
+
+
 def test_a_random_lake_belongs_to_its_seed() -> None:
     lakes = [game("FrozenLake", size=5, seed=s, frozen=0.6).env.unwrapped.desc for s in (1, 1, 2)]
     assert lakes[0].shape == (5, 5)

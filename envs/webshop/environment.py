@@ -194,7 +194,7 @@ def make(task_id: str, params: dict[str, Any]) -> Visit:
     split = str(options.pop("split", _SPLITS.get(begin, "train")))
     opened = shop(
         str(options.pop("data", "")),
-        int(options.pop("num_products", 0)),
+        _whole(options, "num_products", 0, least=0),
         str(options.pop("goals", "human")),
     )
     number = options.pop("goal", None)
@@ -204,8 +204,8 @@ def make(task_id: str, params: dict[str, Any]) -> Visit:
     nouns = nouns_by(str(options.pop("nouns", "words")))
     attributes = (pages.ATTRIBUTES,) if options.pop("show_attributes", False) else ()
     observation = str(options.pop("observation", "lines"))
-    page_size = int(options.pop("page_size", pages.PAGE_SIZE))
-    max_steps = int(options.pop("max_steps", 50))
+    page_size = _whole(options, "page_size", pages.PAGE_SIZE, least=1)
+    max_steps = _whole(options, "max_steps", 50, least=1)
     if options or observation not in ("lines", "brief", "separated"):
         raise EnvError(
             f"webshop does not know {options or {'observation': observation}}; see its README.",
@@ -220,3 +220,17 @@ def make(task_id: str, params: dict[str, Any]) -> Visit:
         observation=observation,
         max_steps=max_steps,
     )
+
+
+def _whole(options: dict[str, Any], name: str, default: int, *, least: int) -> int:
+    """Taken out of the options. Raises EnvError for anything else."""
+    value = options.pop(name, default)
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = least - 1
+    if number < least:
+        raise EnvError(
+            f"{name} is {value!r}; it must be a whole number from {least} on.", cause="refused"
+        )
+    return number

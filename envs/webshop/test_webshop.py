@@ -342,13 +342,19 @@ def test_steps_are_limited_and_a_seed_is_a_goal() -> None:
         ({"goal": 10**6}, "goal is 1000000"),
         ({"moons": 2}, "{'moons': 2}"),
         ({"observation": "html"}, "html"),
+        ({"page_size": 0}, "page_size is 0"),
+        ({"page_size": -3}, "page_size is -3"),
+        ({"page_size": "x"}, "page_size is 'x'"),
+        ({"page_size": None}, "page_size is None"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"num_products": -1}, "num_products is -1"),
     ],
 )
 def test_what_does_not_fit_is_refused(params: dict[str, Any], told: str) -> None:
     with pytest.raises(EnvError) as caught:
         visit(**params)
     assert told in str(caught.value)
-    assert not caught.value.retriable
+    assert caught.value.cause == "refused"
 
 
 async def test_200_instances_share_one_shop(monkeypatch: pytest.MonkeyPatch) -> None:

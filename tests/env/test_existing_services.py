@@ -233,6 +233,26 @@ async def test_an_episode_of_their_client_in_our_service(lost: bool) -> None:
     await theirs.http.aclose()
 
 
+@pytest.mark.parametrize(
+    "other", [{"env_type": "shell2", "task_id": "t7"}, {"env_type": "shell", "task_id": "t8"}]
+)
+async def test_an_instance_is_not_replaced_by_one_of_something_else(other: dict[str, Any]) -> None:
+    """Also not where the service is full: the reason is the id."""
+    makers = {name: adapted(Shell, name) for name in ("shell", "shell2")}
+    service = EnvService(makers, max_instances=1)
+    theirs = TheirClient(service)
+    await theirs.ask("create", env_type="shell", task_id="t7", instance_id="u-1")
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert (await theirs.step("u-1", called))["is_terminated"] is False
+    refused = await theirs.http.post("/create", json={**other, "instance_id": "u-1"})
+    assert refused.status_code == 400
+    assert refused.json()["detail"].startswith("There is an instance u-1 already")
+    assert service.instances == {"u-1": ("shell", "t7")}
+    assert (await theirs.step("u-1", called))["is_terminated"] is True, "its second step"
+    await service.aclose()
+    await theirs.http.aclose()
+
+
 async def test_a_world_that_shows_nothing_still_answers_with_a_message() -> None:
     class Mute:
         def __init__(self, task_id: str, params: dict[str, Any]) -> None: ...

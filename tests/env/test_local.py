@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from astuner.env.local import LocalEnvs
-from astuner.env.protocol import EnvMaker
+from astuner.env.protocol import Asked, EnvMaker
 from astuner.env.registry import adapted
 from astuner.errors import EnvError
 
@@ -157,6 +157,29 @@ async def test_a_class_of_an_env_service() -> None:
     assert await local.task_ids("Served", "train") == ["train_a", "train_b"]
     await local.reset("i", None)
     assert (await local.step("i", "again")).observation == "1: again"
+    await local.aclose()
+
+
+async def test_a_step_that_takes_parameters_gets_them_also_where_there_are_none() -> None:
+    local = envs()
+    await local.create("Attentive", "t", "i", {"goal": 3})
+    assert (await local.step("i", "up")).info == {"said": "up", "params": {}}
+    named = await local.step("i", "up", Asked({"loud": True}))
+    assert (named.observation, named.info["params"]) == ("at 2", {"loud": True})
+    await local.aclose()
+
+
+async def test_what_is_said_goes_to_parameters_by_position_alone() -> None:
+    local, asked = envs(), Asked({"weight": 3.0}, {"content": "hm"})
+    for name in ("Attentive", "OnlyNamed"):
+        await local.create(name, "t", name, {"goal": 3})
+        await local.step(name, "up", asked)
+    assert await local.evaluate("Attentive", asked) == 1.0
+    everything = ({"weight": 3.0}, {"content": "hm"})
+    assert await local.info("Attentive", asked) == {"given": everything, "loud": False}
+    assert await local.evaluate("OnlyNamed", asked) == 0.5
+    first = {"what": {"weight": 3.0}, "loud": False, "named": {}}
+    assert await local.info("OnlyNamed", asked) == first
     await local.aclose()
 
 

@@ -58,6 +58,33 @@ class Weighed(Counting):
         return {"asked": params}
 
 
+class Attentive(Counting):
+    """Its step wants the call's parameters; elsewhere it takes what it is given by position."""
+
+    def step(self, action: Any, params: dict[str, Any]) -> Any:
+        observation, reward, *ended, info = super().step(action)
+        return observation, reward, *ended, {**info, "params": params}
+
+    def evaluate(self, **named: Any) -> float:
+        return self.at + len(named)
+
+    def get_info(self, *given: Any, loud: bool = False) -> Any:
+        return {"given": given, "loud": loud}
+
+
+class OnlyNamed(Counting):
+    """Its methods take more, but nothing more by position."""
+
+    def step(self, action: Any, *, twice: bool = False) -> Any:
+        return super().step(action)
+
+    def evaluate(self, *, weight: float = 0.5) -> float:
+        return self.at * weight
+
+    def get_info(self, what: Any, *, loud: bool = False, **named: Any) -> Any:
+        return {"what": what, "loud": loud, "named": named}
+
+
 class Unscored(Counting):
     def evaluate(self) -> float:
         raise OSError("the scales are broken")
