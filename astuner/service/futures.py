@@ -21,6 +21,10 @@ from astuner.service.store.protocol import Row, Store
 
 logger = logging.getLogger(__name__)
 
+SLICE_ROWS = 100
+SLICE_BYTES = 2 * 2**20
+"""What of late rows is written at once: a store may take a second at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -38,7 +42,8 @@ class FutureBook:
         self._records: dict[str, FutureRecord] = {}
         self._answered: dict[str, asyncio.Event] = {}
         self._late: dict[tuple[str, str], Row] = {}
-        """Rows that the store would not take, the newest of each key."""
+        """Rows that the store would not take, the newest of each key; those of one answer lie
+        side by side, the record of its future first."""
         self._told_at: dict[str, float] = {}
         """When a failure was first fetched: from then on its user knows."""
 
@@ -61,7 +66,7 @@ class FutureBook:
             )
         self._records[record.request_id] = record
         self._answered[record.request_id] = asyncio.Event()
-        self._write([row(record)])
+        self.write([row(record)])
         return True
 
     def known(self, request_id: str) -> bool:
@@ -117,7 +122,7 @@ class FutureBook:
             return
         now = time.time()
         record = replace(record, status="done", answered_at=now, content_type=answer.content_type)
-        self._write([row(record), Row(RESULTS, request_id, answer.body), *also])
+        self.write([row(record), Row(RESULTS, request_id, answer.body), *also])
         self._settle(record)
 
     def fail(
@@ -129,7 +134,7 @@ class FutureBook:
             return False
         now = time.time()
         record = replace(record, status="failed", answered_at=now, error=error, category=category)
-        self._write([row(record), *also])
+        self.write([row(record), *also])
         self._settle(record)
         return True
 
@@ -142,7 +147,7 @@ class FutureBook:
         record = self._records.get(request_id)
         if record is not None and record.status == "pending":
             record = replace(record, status="lost", answered_at=time.time())
-            self._write([row(record)])
+            self.write([row(record)])
             self._settle(record)
 
     def _settle(self, record: FutureRecord) -> None:
@@ -151,8 +156,9 @@ class FutureBook:
         if event is not None:
             event.set()
 
-    def _write(self, rows: Sequence[Row]) -> None:
-        """A store that does not take it is no reason to fail a request that was computed: the
+    def write(self, rows: Sequence[Row]) -> None:
+        """Rows of answers, and whatever else is written under their keys: a late row would undo it.
+        A store that does not take it is no reason to fail a request that was computed: the
         answer is then kept in memory until `mend`, and only a restart before would lose it."""
         for late in rows:
             self._late.pop((late.table, late.key), None)
@@ -177,13 +183,30 @@ class FutureBook:
         """All futures of a run or sampler that are still known."""
         return [r for r in self._records.values() if r.owner == owner]
 
-    def mend(self) -> None:
-        """Write what the store would not take earlier. Raises CheckpointError while it still
-        does not."""
-        if self._late:
-            self._store.write(list(self._late.values()))
-            logger.info("%d records that were late are written.", len(self._late))
-            self._late.clear()
+    async def mend(self) -> None:
+        """Write what the store would not take earlier, the oldest first and a slice at a time, for
+        there may be any amount of it. Raises CheckpointError while the store still does not."""
+        count = 0
+        while rows := self._oldest_late():
+            self._store.write(rows)
+            for written in rows:
+                del self._late[written.table, written.key]
+            count += len(rows)
+            await asyncio.sleep(0)
+        if count:
+            logger.info("%d records that were late are written.", count)
+
+    def _oldest_late(self) -> list[Row]:
+        """As many late rows as are written at once, and no part of an answer."""
+        rows, nbytes, whole = list[Row](), 0, 0
+        for late in self._late.values():
+            if late.table == "futures":
+                whole = len(rows)
+            rows.append(late)
+            nbytes += len(late.value or b"")
+            if whole and (len(rows) > SLICE_ROWS or nbytes > SLICE_BYTES):
+                return rows[:whole]
+        return rows
 
     def purge(self, answered_before: float) -> int:
         """Give up answers older than this; returns how many."""
@@ -196,7 +219,7 @@ class FutureBook:
             del self._records[request_id]
             self._told_at.pop(request_id, None)
         if old:
-            self._write([Row(table, key, None) for key in old for table in ("futures", RESULTS)])
+            self.write([Row(table, key, None) for key in old for table in ("futures", RESULTS)])
         return len(old)
 
     @property

@@ -2,7 +2,7 @@
 
 `model` names the base model or a checkpoint by its tinker:// path. The answering is all
 `model_tuner`'s: each tenant and model has one of its servers and one session of it, which
-records nothing. What is ours is whose model it is, and that sequences take turns with
+records nothing. What is ours is whose model it is, and that sequences queue fairly with
 those of sample requests.
 """
 

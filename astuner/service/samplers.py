@@ -3,8 +3,8 @@
 A sampler is of the base model, of a checkpoint, or of weights kept only for it. Of a run's
 weights that no checkpoint has, those used last are kept; the samplers of older ones are
 closed. A sample request becomes one piece of work for each sequence, so that large requests
-and small ones take turns; the engine batches whatever runs at once. No queue and no futures
-here.
+queue fairly with small ones; the engine batches whatever runs at once. No queue and no
+futures here.
 """
 
 from __future__ import annotations

@@ -253,6 +253,8 @@ def greeting(
         f"    export TINKER_BASE_URL={url} TINKER_API_KEY={shown}",
         "    python -c 'import tinker; "
         "print(tinker.RestClient().get_server_capabilities().result())'",
+        "or, where it is SDK 0.25:",
+        "    python -c 'import tinker; print(tinker.ServiceClient().get_server_capabilities())'",
         f"or with any OpenAI client: base_url={url}/v1, the same key, model={base.name!r}.",
     ]
     if config.persistence == "none":

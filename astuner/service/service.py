@@ -116,7 +116,7 @@ class Service:
                 "ending silent sessions": self._end_silent_sessions,
                 "giving up requests that never came": self._give_up_gaps,
                 "forgetting old answers": self._forget_answers,
-                "writing late records": self._mend,
+                "writing late records": self.futures.mend,
                 "removing expired checkpoints": self.checkpoints.purge,
                 "closing replaced samplers": self._close_samplers,
             },
@@ -143,7 +143,7 @@ class Service:
         await self.training.close()
         await self.drawing.close()
         try:
-            self.futures.mend()
+            await self.futures.mend()
         except CheckpointError as error:
             logger.error("%s Answers that were kept in memory are lost.", error)
         self.observer.close()
@@ -189,9 +189,6 @@ class Service:
 
     async def _forget_answers(self) -> None:
         self.futures.purge(time.time() - self.limits.result_ttl)
-
-    async def _mend(self) -> None:
-        self.futures.mend()
 
     async def _close_samplers(self) -> None:
         await self.samplers.close_surplus(self.desk.busy)

@@ -143,6 +143,39 @@ def test_a_redis_that_hangs_is_waited_for_once(
         store.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_redis_is_asked_again_where_the_look_out_breaks_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of anything that is no error of Redis or of the network."""
+    monkeypatch.setattr("astuner.service.store.redis.TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("astuner.service.store.redis.LOOK_SECONDS", 0.05)
+    with redis_server(tmp_path) as redis:
+        store = RedisStore(redis.url, "x")
+        broken = threading.Event()
+
+        def look(*_: object, **__: object) -> None:
+            broken.set()
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(store._redis, "set", look)  # pyright: ignore[reportPrivateUsage]
+        redis.hang()
+        with pytest.raises(CheckpointError):
+            store.write([Row("a", "x", b"1")])
+        assert broken.wait(20)
+        redis.go_on()
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                store.write([Row("a", "x", b"2")])
+                break
+            except CheckpointError:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert store.read("a", "x") == b"2"
+        store.close()
+
+
 def test_a_redis_that_refuses_is_asked_again_at_once(tmp_path: Path) -> None:
     """It answers, so nobody waits."""
     with redis_server(tmp_path) as redis:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -522,6 +523,53 @@ async def test_what_was_answered_while_the_disk_was_full_is_written_later(tmp_pa
         # The new server knows of the step that went with the old one.
         category, error = await w.alice.failure(await w.alice.train(run, 3, [1, 2]))
         assert category == "user" and "restarted" in error
+
+
+async def test_a_run_that_was_not_made_does_not_come_back_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its failure could not be written, with the run's record; its deletion could."""
+    store = FullStore()
+    async with world(tmp_path, store=store) as w:
+        session = await w.alice.session()
+
+        async def create(*_: object, **__: object) -> None:
+            store.full = True
+            raise EngineError("no room")
+
+        monkeypatch.setattr(w.host, "create", create)
+        wish = {"session_id": session, "model_seq_id": 0, "base_model": MODEL}
+        made = await w.alice.post("/create_model", wish)
+        assert await w.alice.failure(made) == ("user", "no room")
+        assert list(store.scan("runs")) == []
+        assert b'"pending"' in (store.read("futures", made["request_id"]) or b"")
+        store.full = False
+        await w.service.chores.once()
+        assert list(store.scan("runs")) == []
+        assert b'"failed"' in (store.read("futures", made["request_id"]) or b"")
+
+
+async def test_a_run_that_was_not_made_is_forgotten_once_the_store_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    async with world(tmp_path, store=store) as w:
+        session = await w.alice.session()
+
+        def away(_: Sequence[Row]) -> None:
+            raise CheckpointError("The store is away.")
+
+        async def create(*_: object, **__: object) -> None:
+            monkeypatch.setattr(store, "write", away)
+            raise EngineError("no room")
+
+        monkeypatch.setattr(w.host, "create", create)
+        wish = {"session_id": session, "model_seq_id": 0, "base_model": MODEL}
+        await w.alice.failure(await w.alice.post("/create_model", wish))
+        assert len(list(store.scan("runs"))) == 1
+        monkeypatch.undo()
+        await w.service.chores.once()
+        assert list(store.scan("runs")) == []
 
 
 async def test_a_run_that_cannot_be_recorded_is_answered_so(tmp_path: Path) -> None:

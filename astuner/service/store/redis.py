@@ -91,15 +91,17 @@ class RedisStore:
             raise _failed(str(error)) from error
 
     def _look_out(self) -> None:
-        while not self._closed.wait(LOOK_SECONDS):
-            try:
-                self._redis.set(f"{self._prefix}:looked-at", 1, ex=60)
-            except self._silence:
-                continue
-            except self._errors:
-                pass  # a refusal is an answer too
-            self._is_away = False
-            return
+        try:
+            while not self._closed.wait(LOOK_SECONDS):
+                try:
+                    self._redis.set(f"{self._prefix}:looked-at", 1, ex=60)
+                except self._silence:
+                    continue
+                except self._errors:
+                    pass  # a refusal is an answer too
+                return
+        finally:  # also where a bug ends it: whoever writes next finds out
+            self._is_away = self._closed.is_set()
 
 
 def _failed(why: str) -> CheckpointError:

@@ -4,7 +4,7 @@
 
 PYTHON is one in whose environment the SDK is, and nothing of ours; the last line printed is
 a JSON object of what was seen. Nothing is judged here. What differs between versions of the
-SDK is in `now`.
+SDK is in `now` and `rest_client`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ def now(thing: Any) -> Any:
 
 def connect(url: str, key: str) -> Any:
     return tinker.ServiceClient(base_url=url, api_key=key)
+
+
+def rest_client(url: str, key: str) -> Any:
+    """Newer SDKs have one without a session, which an older one's service client makes."""
+    if hasattr(tinker, "RestClient"):
+        return tinker.RestClient(base_url=url, api_key=key)
+    return connect(url, key).create_rest_client()
 
 
 def prompt(ids: Sequence[int]) -> Any:
@@ -83,7 +90,8 @@ def train(training: Any, data: list[Any], steps: int) -> list[float]:
 
 def quick_start(url: str, given: dict[str, Any]) -> dict[str, Any]:
     client = connect(url, given["key"])
-    model = client.get_server_capabilities().supported_models[0]
+    asked = rest_client(url, given["key"]) if hasattr(tinker, "RestClient") else client
+    model = now(asked.get_server_capabilities()).supported_models[0]
     training = new_run(client)
     info = training.get_info()
     tokenizer = training.get_tokenizer()
@@ -301,7 +309,7 @@ def rest(url: str, given: dict[str, Any]) -> dict[str, Any]:
     train(training, texts(training), 1)
     state = training.save_state("one").result().path
     weights = training.save_weights_for_sampler("two").result().path
-    rest = client.create_rest_client()
+    rest = rest_client(url, given["key"])
     run = training.model_id
     listed = rest.list_checkpoints(run).result().checkpoints
     seen: dict[str, Any] = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,22 @@ def test_quick_start(sdk: Sdk, server: Server) -> None:
         assert row[0][1] >= logprob - FP32
     assert seen["direct"] == seen["sampled"][0]
     assert seen["base_model"] == "tiny"
+
+
+def test_it_connects_as_the_server_says(sdk: Sdk, server: Server) -> None:
+    """With the line for its version, and no warning that it is old."""
+    told = [line.strip() for line in server.output().splitlines() if line.startswith("    ")]
+    command = told[2 if sdk.version == "0.25" else 1]
+    python = f"{shlex.quote(str(sdk.python))} -W error:DEPRECATED"
+    lines = [
+        told[0].replace("TINKER_API_KEY=...", f"TINKER_API_KEY={ALICE}"),
+        command.replace("python", python, 1),
+    ]
+    done = subprocess.run(
+        ["sh", "-c", "\n".join(lines)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert "model_name='tiny', max_context_length=1024" in done.stdout
 
 
 def test_every_loss_is_what_the_api_says_it_is(sdk: Sdk, server: Server) -> None:
