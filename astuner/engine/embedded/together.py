@@ -3,9 +3,8 @@
 An adapter's tokens are gathered, filled up to whole `ROWS`, and multiplied with its matrices
 alone: products of the form that one adapter in a pass has, so that on CPU a token's result is
 the same to the last bit, and what is not finite in one adapter reaches no other's tokens.
-Where each has few tokens, as in decoding, adapters of one shape, with as many rows, make one
-batched product.
-Nothing is kept from pass to pass. Knows no layers and no names.
+Adapters of one shape with as many rows, and few of them, as in decoding, make one batched
+product. Nothing is kept from pass to pass. Knows no layers and no names.
 """
 
 from __future__ import annotations

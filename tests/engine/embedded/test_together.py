@@ -122,6 +122,17 @@ async def drawn(host: EmbeddedHost, asked: Sequence[tuple[str, int, int]]) -> li
     )
 
 
+def only_lost(
+    name: str, asked: Sequence[tuple[str, int, int]], seen: list, expected: list, message: str
+) -> None:
+    """Those under the weights `name` ended with this error, all others as expected."""
+    for (weights, _, _), one, before in zip(asked, seen, expected, strict=True):
+        if weights == name:
+            assert isinstance(one, EngineError) and message in str(one)
+        else:
+            assert same(one, before)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 async def test_a_mixed_batch_is_bitwise_each_alone(folder: Path, dtype: str) -> None:
     """Ranks, scales, targets and the base, in prefill and in decoding, few and many of each."""
@@ -152,11 +163,7 @@ async def test_an_adapter_that_is_not_finite_ends_its_own_requests_only(
         host._scheduler.weights_changed(name)
     for _ in range(2):  # the second time in places where the diverged ones were
         seen = await drawn(host, asked)
-        for (name, _, _), one, before in zip(asked, seen, expected, strict=True):
-            if name == names[1]:
-                assert isinstance(one, EngineError) and "not finite" in str(one)
-            else:
-                assert same(one, before)
+        only_lost(names[1], asked, seen, expected, "not finite")
     host.close()
 
 
@@ -176,11 +183,7 @@ async def test_a_pass_that_breaks_ends_those_whose_fault_it_is(
 
     monkeypatch.setattr(host._bank, "_ready", broken)
     seen = await drawn(host, asked)
-    for (name, _, _), one, before in zip(asked, seen, expected, strict=True):
-        if name == names[2]:
-            assert isinstance(one, EngineError) and "cannot be brought back" in str(one)
-        else:
-            assert same(one, before)
+    only_lost(names[2], asked, seen, expected, "cannot be brought back")
     assert host.stats().running == 0
     host.close()
 
@@ -200,11 +203,7 @@ async def test_a_fault_in_drawing_ends_only_those_it_was_drawn_for(
 
     monkeypatch.setattr(scheduler, "sample", broken)
     seen = await drawn(host, asked)
-    for (name, _, _), one, before in zip(asked, seen, expected, strict=True):
-        if name == names[2]:
-            assert isinstance(one, EngineError) and "drawn badly" in str(one)
-        else:
-            assert same(one, before)
+    only_lost(names[2], asked, seen, expected, "drawn badly")
     host.close()
 
 
@@ -219,11 +218,7 @@ async def test_releasing_one_of_a_mixed_batch_leaves_the_others(folder: Path) ->
         await asyncio.sleep(0.001)
     await host.release(names[1])
     seen = await running
-    for (name, _, _), one, before in zip(asked, seen, expected, strict=True):
-        if name == names[1]:
-            assert isinstance(one, EngineError) and "were released" in str(one)
-        else:
-            assert same(one, before)
+    only_lost(names[1], asked, seen, expected, "were released")
     host.close()
 
 
