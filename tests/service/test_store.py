@@ -112,12 +112,18 @@ class Asked:
         return call
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that does not answer is given up soon, and looked for often."""
+    monkeypatch.setattr("astuner.service.store.redis.TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("astuner.service.store.redis.LOOK_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_redis_that_hangs_is_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Afterwards only a thread of the store's own waits, and finds it when it is back."""
-    monkeypatch.setattr("astuner.service.store.redis.TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr("astuner.service.store.redis.LOOK_SECONDS", 0.05)
     with redis_server(tmp_path) as redis:
         store = RedisStore(redis.url, "x")
         asked = Asked(store, monkeypatch)
@@ -143,13 +149,12 @@ def test_a_redis_that_hangs_is_waited_for_once(
         store.close()
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_redis_is_asked_again_where_the_look_out_breaks_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of anything that is no error of Redis or of the network."""
-    monkeypatch.setattr("astuner.service.store.redis.TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr("astuner.service.store.redis.LOOK_SECONDS", 0.05)
     with redis_server(tmp_path) as redis:
         store = RedisStore(redis.url, "x")
         broken = threading.Event()
