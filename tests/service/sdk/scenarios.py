@@ -99,6 +99,7 @@ def quick_start(url: str, given: dict[str, Any]) -> dict[str, Any]:
     losses = train(training, [datum(ids, weights=np.ones(len(ids) - 1))], 3)
     seen: dict[str, Any] = {
         "sdk": tinker.__version__,
+        "aborts_at_exit": "pyqwest" in sys.modules,
         "model": model.model_name,
         "context": model.max_context_length,
         "info": [info.model_data.model_name, info.is_lora, info.lora_rank],

@@ -26,7 +26,7 @@ def close(a: Any, b: Any) -> float:
 
 def test_quick_start(sdk: Sdk, server: Server) -> None:
     seen = sdk.do("quick_start", server.url, key=ALICE)
-    assert seen["sdk"].startswith(sdk.version)
+    assert seen["sdk"].startswith(sdk.version) and not seen["aborts_at_exit"]
     assert (seen["model"], seen["context"], seen["info"]) == ("tiny", 1024, ["tiny", True, 8])
     assert seen["losses"][0] > seen["losses"][1] > seen["losses"][2] > 0
     run, kind, name = seen["state"].removeprefix("tinker://").split("/")
