@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL = [sys.executable, str(ROOT / "scripts" / "install.py"), "--env"]
 # Threads that spin between two pieces would slow the other side down.
-CALM = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
+CALM = {"GOMP_SPINCOUNT": "8000", "KMP_BLOCKTIME": "1"}
 
 
 def build(environment: str) -> None:

@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
     return {
         VARIABLE: "1",
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),  # else Ray sets 1
-        "GOMP_SPINCOUNT": "3000",  # as in astuner/__init__, which verl's processes load too late
+        "GOMP_SPINCOUNT": "3000",  # less than in astuner/__init__: many processes share the cores
         "KMP_BLOCKTIME": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),  # GiB
