@@ -109,8 +109,9 @@ class Adapter:
 
 
 class _Place:
-    """The hook of one layer: output + scale * B A input, of the active adapter, or of each
-    token's own."""
+    """The hook of one layer: output += B (scale * A input), of the active adapter, or of each
+    token's own. The rank is scaled, and the output changed in place, because both are small
+    against passes over an output."""
 
     __slots__ = ("a", "b", "scale", "terms")
 
@@ -123,12 +124,11 @@ class _Place:
         self.b: Tensor | None = None
         self.terms: list[Term[Adapter]] = []
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         for term in self.terms:
             term.add(args[0], output)
-        if self.a is None or self.b is None:
-            return None
-        return output + F.linear(F.linear(args[0], self.a), self.b) * self.scale
+        if self.a is not None and self.b is not None:
+            output.add_(F.linear(F.linear(args[0], self.a).mul_(self.scale), self.b))
 
 
 class LoraLayers:

@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens, with a gradient and in bounded memory.
 
 A float32 softmax over the whole vocabulary is several times larger than the logits
-themselves; here it exists for a few hundred rows at a time, forward and backward.
+themselves; here it exists for some rows at a time, forward and backward, so few that
+they stay in a CPU's cache.
 Several tokens may be read from one row of logits (repeats that part ways there).
 """
 
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 24
-"""Float32 numbers of one chunk: 64 MiB."""
+CHUNK_ELEMENTS = 1 << 21
+"""Float32 numbers of one chunk: 8 MiB."""
 
 
 def token_logprobs(

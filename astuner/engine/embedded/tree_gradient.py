@@ -1,0 +1,171 @@
+"""The gradient of attention over a packed row of token tries, for CPU.
+
+In chunks of queries: the keys a chunk can see are the ancestors of its first node and the
+chunk itself, far fewer than every node's path has. Chunks with about as many keys are
+computed together, since a small product costs little more than its call. The attention's
+weights are computed again rather than kept: they would be most of a layer's memory. The
+layout is made once for each row and serves every layer. No values: see `tree_paths`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ints = NDArray[np.int64]
+CHUNK = 64
+"""Queries of a chunk; fewer only in the row's last."""
+SCORES = 1 << 19
+"""Scores of one head in a batch of chunks: what bounds the memory that a layer takes."""
+ALIKE = 0.75
+"""Chunks with fewer keys than this part of the batch's are not padded to be of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """B chunks of n queries, with M keys each."""
+
+    shape: tuple[int, int, int]
+    """(B, n, M)"""
+    nodes: Tensor
+    """[B * n] the queries."""
+    keys: Tensor
+    """[B * M] filled up with node 0, which the mask hides."""
+    mask: Tensor
+    """[B, 1, n, M] float32: 0 where the key may be seen, else -inf."""
+
+
+class TreeGradient:
+    """Node i sees node j iff j <= i < ends_T[j] (see `packing.Row`)."""
+
+    def __init__(self, ends_T: Ints) -> None:
+        self._batches = [_batch(chunks, ends_T) for chunks in _batched(_chunks(ends_T))]
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        out: Tensor,
+        gradient: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of query [H, T, D] and of key and value [K, T, D], given that of the output; it and
+        `out` are [T, H, D]."""
+        inner = torch.linalg.vecdot(gradient.float(), out.float()).t()
+        gradient = gradient.transpose(0, 1)
+        d_query = torch.empty_like(query)
+        kv_heads, total, dim = key.shape
+        d_keys = torch.zeros(total, kv_heads * dim)
+        d_values = torch.zeros(total, kv_heads * dim)
+        for batch in self._batches:
+            d_nodes, d_batch_keys, d_batch_values = _gradients(
+                batch,
+                query.index_select(1, batch.nodes),
+                key.index_select(1, batch.keys),
+                value.index_select(1, batch.keys),
+                scale,
+                gradient.index_select(1, batch.nodes),
+                inner.index_select(1, batch.nodes),
+            )
+            d_query.index_copy_(1, batch.nodes, d_nodes)
+            d_keys.index_add_(0, batch.keys, d_batch_keys)
+            d_values.index_add_(0, batch.keys, d_batch_values)
+        d_key, d_value = (
+            x.view(total, kv_heads, dim).transpose(0, 1).to(key.dtype) for x in (d_keys, d_values)
+        )
+        return d_query, d_key, d_value
+
+
+def _gradients(
+    batch: _Batch,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    gradient: Tensor,
+    inner: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the batch's attention, with query and gradient [H, B * n, D], key and value
+    [K, B * M, D] and the products of gradient and output, float32 [H, B * n]: section 3.1 of
+    FlashAttention-2 (Dao 2023, arXiv 2307.08691), in plain products. SDPA's own has no fast
+    kernel on CPU for grouped heads under a mask. [H, B * n, D], and float32 [B * M, K * D]
+    twice."""
+    (chunks, rows, reach), (heads, _, dim), kv_heads = batch.shape, query.shape, key.shape[0]
+    split = (kv_heads, heads // kv_heads, chunks, rows)
+    seen = (kv_heads, chunks, heads // kv_heads, rows)
+    products = kv_heads * chunks
+    queries, gradients = (
+        x.view(*split, dim).transpose(1, 2).reshape(products, -1, dim) for x in (query, gradient)
+    )
+    inners = inner.view(split).transpose(1, 2)[..., None]
+    keys, values = key.view(products, reach, dim), value.view(products, reach, dim)
+    scores = torch.bmm(queries, keys.transpose(1, 2)).view(*seen, reach)
+    weights = torch.add(batch.mask, scores, alpha=scale).softmax(-1)
+    d_weights = torch.bmm(gradients, values.transpose(1, 2)).view(*seen, reach).float()
+    d_scores = d_weights.sub_(inners).mul_(weights).mul_(scale)
+    d_scores = d_scores.to(query.dtype).view(products, -1, reach)
+    weights = weights.to(value.dtype).view(products, -1, reach)
+    d_query = torch.bmm(d_scores, keys).view(*seen, dim).transpose(1, 2).reshape(heads, -1, dim)
+    d_key = torch.bmm(d_scores.transpose(1, 2), queries)
+    d_value = torch.bmm(weights.transpose(1, 2), gradients)
+    return d_query, _by_node(d_key, kv_heads), _by_node(d_value, kv_heads)
+
+
+def _by_node(x: Tensor, kv_heads: int) -> Tensor:
+    """[K * B, M, D] to float32 [B * M, K * D]."""
+    dim = x.shape[2]
+    return x.view(kv_heads, -1, dim).transpose(0, 1).float().reshape(-1, kv_heads * dim)
+
+
+# ---------------------------------------------------------------- the layout
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    nodes: Ints
+    keys: Ints
+
+
+def _chunks(ends_T: Ints) -> Iterator[_Chunk]:
+    for start in range(0, len(ends_T), CHUNK):
+        nodes = np.arange(start, min(start + CHUNK, len(ends_T)))
+        ancestors = np.flatnonzero(ends_T[:start] > start)
+        yield _Chunk(nodes, np.concatenate([ancestors, nodes]))
+
+
+def _batched(chunks: Iterator[_Chunk]) -> Iterator[list[_Chunk]]:
+    """Those with as many queries and about as many keys together."""
+    ordered = sorted(chunks, key=lambda c: (len(c.nodes), len(c.keys)), reverse=True)
+    batch: list[_Chunk] = []
+    for chunk in ordered:
+        if batch:
+            rows, reach = len(batch[0].nodes), len(batch[0].keys)
+            full = (len(batch) + 1) * rows * reach > SCORES
+            if full or len(chunk.nodes) != rows or len(chunk.keys) < ALIKE * reach:
+                yield batch
+                batch = []
+        batch.append(chunk)
+    if batch:
+        yield batch
+
+
+def _batch(chunks: Sequence[_Chunk], ends_T: Ints) -> _Batch:
+    rows, reach = len(chunks[0].nodes), len(chunks[0].keys)
+    nodes = np.stack([c.nodes for c in chunks])
+    keys = np.stack([np.pad(c.keys, (0, reach - len(c.keys))) for c in chunks])
+    filling = np.arange(reach) >= np.array([len(c.keys) for c in chunks])[:, None]
+    queries, seen = nodes[:, :, None], keys[:, None, :]
+    hidden = (seen > queries) | (queries >= ends_T[seen]) | filling[:, None, :]
+    mask = torch.zeros(hidden.shape).masked_fill_(torch.from_numpy(hidden), float("-inf"))
+    return _Batch(
+        (len(chunks), rows, reach),
+        torch.from_numpy(nodes.ravel()),
+        torch.from_numpy(keys.ravel()),
+        mask[:, None],
+    )
