@@ -6,8 +6,10 @@ ignored, its log is shown when it ends too early. Between pieces it takes no pro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -27,7 +29,8 @@ def build(environment: str) -> None:
 
 class Side:
     """`script` of benchmarks/ in a named environment, given `job` as a file of JSON; back
-    once it has said that it is ready. Raises RuntimeError when it ends before it is told to."""
+    once it has said that it is ready. It is stopped while it waits, because some servers never
+    rest. Raises RuntimeError when it ends before it is told to."""
 
     def __init__(self, environment: str, script: str, job: Mapping[str, Any], folder: Path) -> None:
         path, self._log = folder / f"{script}.json", folder / f"{script}.log"
@@ -39,23 +42,35 @@ class Side:
             stderr=self._log.open("w"),
             text=True,
             env=os.environ | CALM,
+            start_new_session=True,
         )
         self._answer()
+        self._signal(signal.SIGSTOP)
 
     def __call__(self) -> dict[str, Any]:
         """Let it do its piece."""
         assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
-        return self._answer()
+        try:
+            return self._answer()
+        finally:
+            self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
+        self._signal(signal.SIGCONT)
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To it and all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
