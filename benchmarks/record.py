@@ -88,7 +88,7 @@ class Report:
 def where() -> dict[str, str]:
     return {
         "command": " ".join(["python", _from_root(sys.argv[0]), *sys.argv[1:]]),
-        "commit": _git("describe", "--always", "--dirty", "--exclude=*"),
+        "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "machine": machine(),
     }
@@ -115,9 +115,17 @@ def _version(package: str) -> str:
         return ""
 
 
+def _commit() -> str:
+    """With "-dirty" where anything but results differs from it."""
+    others = [":!benchmarks/results", ":!benchmarks/README.md"]
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *others)
+    commit = _git("rev-parse", "--short", "HEAD") or "unknown"
+    return commit + ("-dirty" if changed else "")
+
+
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip()
 
 
 def _from_root(script: str) -> str:
