@@ -110,8 +110,8 @@ class Adapter:
 
 class _Place:
     """The hook of one layer: output += B (scale * A input), of the active adapter, or of each
-    token's own. The rank is scaled, and the output changed in place, because both are small
-    against passes over an output."""
+    token's own. The small A input is scaled rather than the output, which is changed in place:
+    each pass over an output that is saved counts."""
 
     __slots__ = ("a", "b", "scale", "terms")
 

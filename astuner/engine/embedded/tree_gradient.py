@@ -14,30 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Ints = NDArray[np.int64]
+from astuner.engine.embedded.tree_paths import Batch, Ints
+
 CHUNK = 64
 """Queries of a chunk; fewer only in the row's last."""
 SCORES = 1 << 19
 """Scores of one head in a batch of chunks: what bounds the memory that a layer takes."""
 ALIKE = 0.75
 """Chunks with fewer keys than this part of the batch's are not padded to be of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """B chunks of n queries, with M keys each."""
-
-    shape: tuple[int, int, int]
-    """(B, n, M)"""
-    nodes: Tensor
-    """[B * n] the queries."""
-    keys: Tensor
-    """[B * M] filled up with node 0, which the mask hides."""
-    mask: Tensor
-    """[B, 1, n, M] float32: 0 where the key may be seen, else -inf."""
 
 
 class TreeGradient:
@@ -83,7 +69,7 @@ class TreeGradient:
 
 
 def _gradients(
-    batch: _Batch,
+    batch: Batch,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -97,13 +83,10 @@ def _gradients(
     kernel on CPU for grouped heads under a mask. [H, B * n, D], and float32 [B * M, K * D]
     twice."""
     (chunks, rows, reach), (heads, _, dim), kv_heads = batch.shape, query.shape, key.shape[0]
-    split = (kv_heads, heads // kv_heads, chunks, rows)
     seen = (kv_heads, chunks, heads // kv_heads, rows)
     products = kv_heads * chunks
-    queries, gradients = (
-        x.view(*split, dim).transpose(1, 2).reshape(products, -1, dim) for x in (query, gradient)
-    )
-    inners = inner.view(split).transpose(1, 2)[..., None]
+    queries, gradients = (batch.by_keys(x, kv_heads) for x in (query, gradient))
+    inners = batch.by_keys(inner[..., None], kv_heads).view(*seen, 1)
     keys, values = key.view(products, reach, dim), value.view(products, reach, dim)
     scores = torch.bmm(queries, keys.transpose(1, 2)).view(*seen, reach)
     weights = torch.add(batch.mask, scores, alpha=scale).softmax(-1)
@@ -155,7 +138,7 @@ def _batched(chunks: Iterator[_Chunk]) -> Iterator[list[_Chunk]]:
         yield batch
 
 
-def _batch(chunks: Sequence[_Chunk], ends_T: Ints) -> _Batch:
+def _batch(chunks: Sequence[_Chunk], ends_T: Ints) -> Batch:
     rows, reach = len(chunks[0].nodes), len(chunks[0].keys)
     nodes = np.stack([c.nodes for c in chunks])
     keys = np.stack([np.pad(c.keys, (0, reach - len(c.keys))) for c in chunks])
@@ -163,7 +146,7 @@ def _batch(chunks: Sequence[_Chunk], ends_T: Ints) -> _Batch:
     queries, seen = nodes[:, :, None], keys[:, None, :]
     hidden = (seen > queries) | (queries >= ends_T[seen]) | filling[:, None, :]
     mask = torch.zeros(hidden.shape).masked_fill_(torch.from_numpy(hidden), float("-inf"))
-    return _Batch(
+    return Batch(
         (len(chunks), rows, reach),
         torch.from_numpy(nodes.ravel()),
         torch.from_numpy(keys.ravel()),

@@ -37,22 +37,29 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    """B runs of at most n nodes, with paths of S positions."""
+class Batch:
+    """Attention of B pieces of a row that is computed together: n queries and S keys each."""
 
     shape: tuple[int, int, int]
     """(B, n, S)"""
     nodes: Tensor
-    """[B * n] a shorter run's last node is repeated."""
+    """[B * n] the queries."""
     keys: Tensor
-    """[B * S]"""
+    """[B * S] nodes; filled up with any that the mask hides."""
     mask: Tensor
-    """[B, 1, n, S] float32: 0 where the position is seen, else -inf."""
+    """[B, 1, n, S] float32: 0 where the key is seen, else -inf."""
+
+    def by_keys(self, of: Tensor, kv_heads: int) -> Tensor:
+        """[K * B, H / K * n, D] of [H, B * n, D]: what shares its keys stands together."""
+        pieces, rows, _ = self.shape
+        split = of.view(kv_heads, -1, pieces, rows, of.shape[2])
+        return split.transpose(1, 2).reshape(kv_heads * pieces, -1, of.shape[2])
 
 
 @dataclass(slots=True)
 class _Growing:
     rows: int
+    """Queries of each run in the batch: a shorter run's last node is repeated."""
     runs: list[_Run] = field(default_factory=list[_Run])
 
 
@@ -61,7 +68,7 @@ class TreePaths:
 
     def __init__(self, positions_T: Ints) -> None:
         places = np.empty(len(positions_T), np.int64)
-        self._batches: list[_Batch] = []
+        self._batches: list[Batch] = []
         row = 0
         for runs in _batched(_runs(positions_T)):
             rows = runs.rows
@@ -77,15 +84,13 @@ class TreePaths:
         return torch.cat(parts).index_select(0, self._places_T)
 
 
-def _attend(batch: _Batch, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _attend(batch: Batch, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """The outputs [B * n, H, D] of the batch's nodes."""
     runs, rows, reach = batch.shape
     (heads, _, dim), kv_heads = query.shape, key.shape[0]
-    split = (kv_heads, heads // kv_heads, runs, rows)
-    queries = query.index_select(1, batch.nodes).view(*split, dim).transpose(1, 2)
+    queries = batch.by_keys(query.index_select(1, batch.nodes), kv_heads)
     keys, values = (x.index_select(1, batch.keys).view(-1, reach, dim) for x in (key, value))
     seen = (kv_heads, runs, heads // kv_heads, rows)
-    queries = queries.reshape(kv_heads * runs, -1, dim)
     out = two_products(queries, keys, values, batch.mask, seen, scale)
     return out.view(*seen, dim).permute(1, 3, 0, 2, 4).reshape(runs * rows, heads, dim)
 
@@ -115,7 +120,7 @@ def _batched(runs: Iterator[_Run]) -> Iterator[_Growing]:
     yield from growing.values()
 
 
-def _batch(growing: _Growing, positions_T: Ints) -> _Batch:
+def _batch(growing: _Growing, positions_T: Ints) -> Batch:
     runs, rows = growing.runs, growing.rows
     nodes = np.stack([np.minimum(r.start + np.arange(rows), r.stop - 1) for r in runs])
     reach = len(runs[0].path)
@@ -123,4 +128,4 @@ def _batch(growing: _Growing, positions_T: Ints) -> _Batch:
     mask = torch.zeros(len(runs), 1, rows, reach)
     mask.masked_fill_(torch.arange(reach) > positions, float("-inf"))
     keys = torch.from_numpy(np.concatenate([r.path for r in runs]))
-    return _Batch((len(runs), rows, reach), torch.from_numpy(nodes.ravel()), keys, mask)
+    return Batch((len(runs), rows, reach), torch.from_numpy(nodes.ravel()), keys, mask)
