@@ -123,9 +123,10 @@ async def test_it_ends_at_stop_tokens_and_lengths(server: RolloutServer) -> None
 
 
 async def test_logprobs_are_of_the_distribution_drawn_from(server: RolloutServer) -> None:
-    one = await server.generate(PROMPT, {"max_tokens": 5, "top_k": 1, "temperature": 3.0})
+    asked = {"max_tokens": 5, "ignore_eos": True}
+    one = await server.generate(PROMPT, {**asked, "top_k": 1, "temperature": 3.0})
     assert one.logprobs == [0.0] * 5  # of a single token all probability
-    flat = await server.generate(PROMPT, {"max_tokens": 5, "temperature": 1e6})
+    flat = await server.generate(PROMPT, {**asked, "temperature": 1e6})
     vocabulary = server._model._weights.vocab_size
     assert flat.logprobs == pytest.approx([-torch.tensor(vocabulary).log().item()] * 5, rel=1e-3)
 
