@@ -16,6 +16,7 @@ from astuner.engine.embedded.model import EmbeddedModel
 from astuner.engine.embedded.received import open_received, write_weights
 from astuner.engine.protocol import SamplingParams
 from astuner.errors import ContextLengthError, EngineError
+from tests.engine.embedded.tiny import slowed
 
 pytestmark = pytest.mark.timeout(60)
 LIMITS = Limits(prompt_length=60, response_length=40, end_tokens=frozenset({2}))
@@ -41,6 +42,12 @@ def noisy(model: EmbeddedModel, seed: int) -> list[tuple[str, torch.Tensor]]:
     weights: Any = model._weights
     state = weights.states.select("published").state_dict()
     return [(name, value + 0.05 * torch.randn_like(value)) for name, value in state.items()]
+
+
+def slowly(model: EmbeddedModel) -> None:
+    """500 tokens take five seconds."""
+    weights: Any = model._weights
+    slowed(weights.states.select("published"))
 
 
 async def until(server: RolloutServer, running: int) -> None:
@@ -131,11 +138,15 @@ async def test_logprobs_are_of_the_distribution_drawn_from(server: RolloutServer
     assert flat.logprobs == pytest.approx([-torch.tensor(vocabulary).log().item()] * 5, rel=1e-3)
 
 
-async def test_an_aborted_reply_is_what_there_is_and_goes_on(server: RolloutServer) -> None:
+async def test_an_aborted_reply_is_what_there_is_and_goes_on(
+    server: RolloutServer, model: EmbeddedModel
+) -> None:
+    slowly(model)
     asked = {"max_tokens": 500, "seed": 3, "ignore_eos": True}
     first = asyncio.create_task(server.generate(PROMPT, asked))
     await until(server, running=1)
-    await asyncio.sleep(0.05)
+    while model.stats().sampled_tokens < 5:
+        await asyncio.sleep(0.001)
     assert await server.pause() == 1
     partial = await first
     assert partial.stop_reason == "aborted"
@@ -183,6 +194,7 @@ async def test_a_caller_who_leaves_frees_the_model(
 async def test_no_reply_has_tokens_of_two_weights(
     server: RolloutServer, model: EmbeddedModel
 ) -> None:
+    slowly(model)
     asked = {"max_tokens": 500, "ignore_eos": True}
     before = asyncio.create_task(server.generate(PROMPT, asked))
     await until(server, running=1)

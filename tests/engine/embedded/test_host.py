@@ -6,8 +6,8 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from astuner.errors import CheckpointError, ContextLengthError, EngineError
 from astuner.types import Sample
 
 from .test_learner import group, plain_logits
-from .tiny import VOCAB, greedy, prompt, tiny_model
+from .tiny import VOCAB, greedy, prompt, slowed, tiny_model
 from .tiny_training import k3, policy_gradient, sample, save_tiny, sequence_ratio, tokens
 
 pytestmark = pytest.mark.timeout(60)
@@ -77,6 +77,25 @@ class From:
 
     def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Any:
         return self._host.stream(prompt_ids, params, **self._whose)
+
+
+@asynccontextmanager
+async def held(host: EmbeddedHost) -> AsyncGenerator[None]:
+    """What is asked inside is begun together, when the block ends."""
+    begun, let_go = threading.Event(), threading.Event()
+
+    def hold() -> bool:
+        begun.set()
+        return let_go.wait(20)
+
+    holding = asyncio.create_task(host._run("hold", hold, lane="hold"))
+    assert await asyncio.to_thread(begun.wait, 20)
+    try:
+        yield
+        await asyncio.sleep(0)  # so that tasks made inside have asked
+    finally:
+        let_go.set()
+    assert await holding
 
 
 async def draw(host: EmbeddedHost, weights: str = "", seed: int = 0) -> Completion:
@@ -195,7 +214,10 @@ async def test_a_short_verb_does_not_wait_for_another_adapters_long_one(host: Em
         done.append(adapter)
 
     many = [sample(str(i), (tokens(i, 19), False), (tokens(99 + i, 2), True)) for i in range(40)]
-    await asyncio.gather(verb("long", many), verb("long", many[:1]), verb("short", many[:1]))
+    async with held(host):
+        asked = [verb("long", many), verb("long", many[:1]), verb("short", many[:1])]
+        verbs = asyncio.gather(*asked)
+    await verbs
     assert done == ["short", "long", "long"]
 
 
@@ -212,9 +234,9 @@ async def test_a_snapshot_stays_as_it_is_while_training_goes_on(host: EmbeddedHo
     drawn: list[int] = []
     async with aclosing(stream), asyncio.timeout(30):
         async for chunk in stream:
-            drawn += chunk.token_ids
-            if len(drawn) == 1:
+            if not drawn:
                 await step(host, "a", group())
+            drawn += chunk.token_ids
     alone = await generate(From(host, first, "new"), prompt(3, 9), replace(PARAMS, max_tokens=60))
     assert drawn == alone.token_ids.tolist()
     second = await host.snapshot("a")
@@ -251,6 +273,7 @@ async def test_releasing_ends_running_streams_and_frees_memory(host: EmbeddedHos
     assert host.stats().resident_bytes == pytest.approx(4 * 6 * numbers, rel=1e-3)
     memory = [weakref.ref(p) for p in host._bank.snapshots[snapshot].adapter.parameters.values()]
     memory += [weakref.ref(p) for p in host._bank.trained["a"].adapter.parameters.values()]
+    slowed(host._bank._layers.model)
     stream = host.stream(prompt(3, 70), replace(PARAMS, max_tokens=400), weights=snapshot)
     with pytest.raises(EngineError, match="were released while they were sampling"):
         async with aclosing(stream), asyncio.timeout(30):
@@ -547,7 +570,9 @@ async def test_memory_of_what_was_sampled_does_not_grow_with_the_snapshots(
     for _ in range(20):
         await step(host, "a", group())
         snapshot = await host.snapshot("a")
-        await asyncio.gather(*(draw(host, snapshot, seed) for seed in range(4)))
+        async with held(host):
+            drawing = asyncio.gather(*(draw(host, snapshot, seed) for seed in range(4)))
+        await drawing
         taken.append(host.stats().kv_bytes)
     assert taken == [4 * 64 * token] * 20  # four places for the last ones alone
     stats, numbers = host.stats(), host.adapter_size(LORA)

@@ -25,7 +25,7 @@ from astuner.engine.protocol import (
 )
 from astuner.errors import ConfigError, ContextLengthError, EngineClosed, EngineError
 
-from .tiny import VOCAB, TinyWeights, greedy, prompt, tiny_embedded, tiny_model
+from .tiny import VOCAB, TinyWeights, greedy, prompt, slowed, tiny_embedded, tiny_model
 from .tiny_training import policy_gradient, sample, save_tiny
 
 pytestmark = pytest.mark.timeout(60)
@@ -181,13 +181,14 @@ def test_requests_that_cannot_be_served(
 
 
 async def test_publish_between_two_tokens(embedded: tuple[EmbeddedModel, TinyWeights]) -> None:
-    model, _ = embedded
+    model, weights = embedded
+    slowed(weights.model)
     versions: list[int] = []
-    async for chunk in model.stream(prompt(0, 5), greedy(300)):
+    async for chunk in model.stream(prompt(0, 5), greedy(100)):
         versions += [chunk.weight_version] * len(chunk.token_ids)
-        if len(versions) < 20 and model.version == 0:
+        if model.version == 0:
             assert await model.publish() == 1
-    assert len(versions) == 300
+    assert len(versions) == 100
     assert versions == sorted(versions)
     assert set(versions) == {0, 1}
 
@@ -213,7 +214,8 @@ async def test_published_weights_sample_and_nothing_old_is_reused(
 async def test_closing_the_iterator_frees_the_slot(
     embedded: tuple[EmbeddedModel, TinyWeights],
 ) -> None:
-    model, _ = embedded
+    model, weights = embedded
+    slowed(weights.model)
     stream = model.stream(prompt(0, 5), greedy(500))
     await anext(stream)
     assert model.stats().running == 1
@@ -223,7 +225,8 @@ async def test_closing_the_iterator_frees_the_slot(
 
 
 async def test_cancelled_while_waiting() -> None:
-    model, _ = tiny_embedded(max_num_seqs=1)
+    model, weights = tiny_embedded(max_num_seqs=1)
+    slowed(weights.model)
     long = model.stream(prompt(0, 5), greedy(500))
     await anext(long)
     second = asyncio.create_task(generate(model, prompt(1, 5), greedy(5)))
@@ -258,7 +261,8 @@ def test_two_event_loops_in_two_threads(embedded: tuple[EmbeddedModel, TinyWeigh
 
 
 def test_a_loop_that_died_does_no_harm(embedded: tuple[EmbeddedModel, TinyWeights]) -> None:
-    model, _ = embedded
+    model, weights = embedded
+    slowed(weights.model)
     loop = asyncio.new_event_loop()
     stream: AsyncIterator[Any] = model.stream(prompt(0, 5), greedy(400))
     loop.run_until_complete(anext(stream))
@@ -311,7 +315,8 @@ async def test_logits_that_are_not_finite(embedded: tuple[EmbeddedModel, TinyWei
 
 
 async def test_close_fails_who_waits() -> None:
-    model, _ = tiny_embedded(max_num_seqs=1)
+    model, weights = tiny_embedded(max_num_seqs=1)
+    slowed(weights.model)
     first = model.stream(prompt(0, 5), greedy(500))
     await anext(first)
     waiting = asyncio.create_task(generate(model, prompt(1, 5), greedy(5)))

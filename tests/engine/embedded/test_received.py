@@ -18,7 +18,7 @@ from astuner.engine.embedded.received import open_received, read_weights, write_
 from astuner.engine.protocol import AdamParams, SamplingParams, generate
 from astuner.errors import EngineError
 
-from .tiny import prompt, tiny_model
+from .tiny import prompt, slowed, tiny_model
 from .tiny_training import save_tiny
 
 pytestmark = pytest.mark.timeout(60)
@@ -126,6 +126,8 @@ async def test_a_running_reply_goes_on_under_the_new_version(
     follower: EmbeddedModel, folder: Path, tmp_path: Path
 ) -> None:
     write_weights(tmp_path / "w", other_weights(folder).items(), version=2)
+    weights: Any = follower._weights
+    slowed(weights.states.select("published"), 0.003)
     versions: list[int] = []
     stream = follower.stream(prompt(2, 8), SamplingParams(max_tokens=1000, seed=1))
     async with aclosing(stream), asyncio.timeout(30):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from astuner.engine.embedded.together import Term, bundles, products
 from astuner.engine.protocol import LoraSpec, SamplingParams, generate
 from astuner.errors import EngineError
 
-from .test_host import From, open_host, same
+from .test_host import From, held, open_host, same
 from .tiny import prompt, tiny_model
 from .tiny_training import save_tiny
 
@@ -109,17 +110,19 @@ def poison(host: EmbeddedHost, name: str, value: float) -> None:
 
 async def drawn(host: EmbeddedHost, asked: Sequence[tuple[str, int, int]]) -> list:
     """Of (weights, seed, tokens), at once."""
-    return await asyncio.gather(
-        *(
-            generate(
-                From(host, name),
-                prompt(seed % 7, 3 + 9 * (seed % 5)),
-                SamplingParams(max_tokens=count, temperature=1.0, seed=seed),
-            )
-            for name, seed, count in asked
-        ),
-        return_exceptions=True,
-    )
+    async with held(host):
+        drawing = asyncio.gather(
+            *(
+                generate(
+                    From(host, name),
+                    prompt(seed % 7, 3 + 9 * (seed % 5)),
+                    SamplingParams(max_tokens=count, temperature=1.0, seed=seed),
+                )
+                for name, seed, count in asked
+            ),
+            return_exceptions=True,
+        )
+    return await drawing
 
 
 def only_lost(
@@ -213,10 +216,23 @@ async def test_releasing_one_of_a_mixed_batch_leaves_the_others(folder: Path) ->
     asked = [(name, seed, 25) for name in names for seed in range(2)]
     expected = await drawn(host, asked)
     longer = [(name, seed, 400 if name == names[1] else 25) for name, seed, _ in asked]
+    passes: list[int] = []
+    in_the_middle, go_on = threading.Event(), threading.Event()
+
+    def hold(*_: object) -> None:
+        passes.append(1)
+        if len(passes) == 10:
+            in_the_middle.set()
+            assert go_on.wait(20)
+
+    host._bank._layers.model.register_forward_pre_hook(hold)
     running = asyncio.create_task(drawn(host, longer))
-    while host.stats().running < len(asked):
-        await asyncio.sleep(0.001)
-    await host.release(names[1])
+    assert await asyncio.to_thread(in_the_middle.wait, 20)
+    assert host.stats().running == len(asked)
+    releasing = asyncio.create_task(host.release(names[1]))
+    await asyncio.sleep(0)
+    go_on.set()
+    await releasing
     seen = await running
     only_lost(names[1], asked, seen, expected, "were released")
     host.close()

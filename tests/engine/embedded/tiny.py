@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +154,12 @@ def tiny_embedded(
 ) -> tuple[EmbeddedModel, TinyWeights]:
     weights = TinyWeights(family, dtype)
     return EmbeddedModel(lambda: (weights, TinyLearner(weights)), **settings), weights
+
+
+def slowed(model: torch.nn.Module, seconds: float = 0.01) -> None:
+    """Every pass takes at least so long: hundreds of tokens leave time for what a test does
+    meanwhile, however late its own thread is."""
+    model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
 
 
 def prompt(seed: int, length: int) -> list[int]:
