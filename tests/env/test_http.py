@@ -135,7 +135,7 @@ async def test_a_list_or_object_arrives_as_json(action: Any, told: str) -> None:
 
 async def test_trouble_of_the_service_has_its_cause() -> None:
     worlds.Silent.answer = threading.Event()
-    served = service(step_timeout=0.05)
+    served = service(step_timeout=1.0)
     envs = client(served)
     error = await fails("refused", envs.create("Chess", "t", "i", {}))
     assert "Unknown env_type: 'Chess'. Available: ['Broken', 'Counting'" in str(error)
@@ -188,7 +188,7 @@ async def test_a_vanished_client_holds_nothing() -> None:
 
 def answering(answer: Callable[[httpx.Request], httpx.Response]) -> HttpEnvs:
     """A client of some other service."""
-    return HttpEnvs("http://other", transport=httpx.MockTransport(answer), step_timeout=0.2)
+    return HttpEnvs("http://other", transport=httpx.MockTransport(answer), step_timeout=LIMIT)
 
 
 @pytest.mark.parametrize(

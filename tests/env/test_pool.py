@@ -25,7 +25,7 @@ TASK = Task(task_id="t1")
 
 @asynccontextmanager
 async def pool(name: str, **settings: Any) -> AsyncGenerator[EnvPool]:
-    client = LocalEnvs(lambda name: getattr(worlds, name), step_timeout=2.0)
+    client = LocalEnvs(lambda name: getattr(worlds, name), step_timeout=LIMIT)
     made = EnvPool(client, PoolSettings(env_type=name, **settings))
     try:
         yield made

@@ -43,7 +43,7 @@ def gone(pid: int) -> bool:
     """Whether no such process runs (a zombie does not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it goes as we read
         return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import openai
 import pytest
@@ -131,12 +131,14 @@ class Swarm(Workflow):
     """Asks of several agents at once, one of which is never answered; swallows what fails."""
 
     agents: tuple[str, ...] = ()
+    engine: ClassVar[FakeEngine]
 
     async def execute(self, workflow_task: Any, tuner: Any) -> WorkflowOutput:
         clients = [tuner.as_raw_openai_sdk_client(agent) for agent in self.agents]
         first, *others = clients
         calls = [asyncio.create_task(c.chat.completions.create(**ask("slow"))) for c in others]
-        await asyncio.sleep(0.5)  # they are in the air
+        while self.engine.active < len(others):
+            await asyncio.sleep(0.01)
         with suppress(openai.InternalServerError):
             await first.chat.completions.create(**ask("lost"))
         await asyncio.gather(*calls)
@@ -152,11 +154,11 @@ class OneAgent(Swarm):
 
 
 @pytest.mark.parametrize("swarm", [ThreeAgents, OneAgent])
-async def test_a_lost_call_is_not_made_good_by_those_made_beside_it(swarm: type[Workflow]) -> None:
+async def test_a_lost_call_is_not_made_good_by_those_made_beside_it(swarm: type[Swarm]) -> None:
     def replies(prompt: Sequence[int]) -> Any:
         return EngineError("Out of memory.") if bytes(prompt) == b"lost|" else [*b"5", END]
 
-    engine = FakeEngine(replies, seconds_per_token=1.0)
+    swarm.engine = engine = FakeEngine(replies, seconds_per_token=1.0)
     with TunerServer(engine, LetterCodec()) as server:
         episode = await run(server, swarm)
     assert [call.response["content"] for call in episode.calls] == ["5", "5"]
@@ -168,7 +170,7 @@ async def test_a_lost_call_is_not_made_good_by_those_made_beside_it(swarm: type[
 async def test_a_call_in_the_air_is_cancelled_at_the_deadline() -> None:
     engine = FakeEngine([[*b"555555", END]], seconds_per_token=10.0)
     with TunerServer(engine, LetterCodec()) as server:
-        episode = await run(server, BlockingAgent, episode_timeout=0.5, grace=5.0)
+        episode = await run(server, BlockingAgent, episode_timeout=3.0, grace=LIMIT / 2)
     assert episode.failure is not None
     assert episode.failure.kind is FailureKind.TIMEOUT
     assert "client.chat.completions.create" in episode.failure.traceback

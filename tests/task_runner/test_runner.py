@@ -303,11 +303,11 @@ async def test_a_workflow_that_blocks_its_thread_is_left_behind_and_shown() -> N
         released.wait(LIMIT)  # blocks, like time.sleep or a synchronous client
         return WorkflowOutput(reward=1.0)
 
-    runner, server = make(workflow(body), episode_timeout=0.3)
+    runner, server = make(workflow(body), episode_timeout=1.0)
     episode = await runner.run(task(), group_id="g", seed=0, sampling=None)
     kind, message, traceback, retriable = failure(episode)
     assert (kind, retriable) == (FailureKind.TIMEOUT, False)
-    assert "rollout.episode_timeout = 0.3 s. It blocks its thread" in message
+    assert "rollout.episode_timeout = 1 s. It blocks its thread" in message
     assert "released.wait(LIMIT)" in traceback
     assert server.sessions[0].closed
     assert len(episode.calls) == 1
@@ -329,7 +329,7 @@ async def test_a_workflow_that_awaits_for_ever_is_cancelled_and_shown() -> None:
             cleaned.set()
         return WorkflowOutput(reward=1.0)
 
-    runner, _ = make(workflow(body), episode_timeout=0.3)
+    runner, _ = make(workflow(body), episode_timeout=1.0, grace=LIMIT)
     episode = await runner.run(task(), group_id="g", seed=0, sampling=None)
     kind, message, traceback, _ = failure(episode)
     assert kind is FailureKind.TIMEOUT
@@ -503,12 +503,12 @@ async def test_a_slow_judge_and_one_that_blocks() -> None:
             await asyncio.Event().wait()
             return 1.0
 
-    runner, _ = make(workflow(silent), Slow(), judge_timeout=0.3)
+    runner, _ = make(workflow(silent), Slow(), judge_timeout=1.0)
     for metadata in ({}, {"block": True}, {}):  # the third one gets a new thread
         episode = await runner.run(task(**metadata), group_id="g", seed=0, sampling=None)
         kind, message, traceback, _ = failure(episode)
         assert kind is FailureKind.JUDGE
-        assert "rollout.judge_timeout = 0.3 s" in message
+        assert "rollout.judge_timeout = 1 s" in message
         assert ("released.wait(LIMIT)" in traceback) == bool(metadata)
     released.set()
     runner.close()

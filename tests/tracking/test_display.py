@@ -19,8 +19,9 @@ class Result:
 
 
 def plain() -> tuple[RunDisplay, io.StringIO]:
+    """Its clock stands still."""
     out = io.StringIO()
-    return RunDisplay(Console(file=out, width=100), step_lines=True), out
+    return RunDisplay(Console(file=out, width=100), step_lines=True, clock=lambda: 0.0), out
 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:

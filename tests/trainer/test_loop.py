@@ -376,7 +376,7 @@ async def test_a_source_that_never_answers_is_named_and_given_up(tmp_path: Path)
         await asyncio.sleep(60)
 
     policy, log = ToyPolicy(), Log()
-    told = settings(rollout_deadline=0.3, notice_seconds=0.05)
+    told = settings(rollout_deadline=1.5, notice_seconds=0.05)
     with pytest.raises(DeadlineExceeded, match="The groups of step 1 did not come within"):
         await run(tmp_path, policy, BanditSource(policy, before=hang), told, progress=log)
     assert log.waits and set(log.waits) == {"The groups of step 1"}

@@ -28,7 +28,8 @@ sleeper = "import time, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); t
 if os.fork() == 0:  # a daemon: its own session, its parent gone
     os.setsid()
     daemon = subprocess.Popen([sys.executable, "-c", sleeper])
-    (folder / "daemon").write_text(str(daemon.pid))
+    (folder / "daemon.tmp").write_text(str(daemon.pid))
+    (folder / "daemon.tmp").rename(folder / "daemon")
     os._exit(0)
 child = subprocess.Popen([sys.executable, "-c", sleeper], start_new_session=True)
 while not (folder / "daemon").exists():
@@ -93,7 +94,9 @@ import sys, time
 from pathlib import Path
 from astuner.backbone.spawned.supervise import Child
 child = Child(sys.argv[2:], Path(sys.argv[1]), log="child.log")
-Path(sys.argv[1], "guard").write_text(f"{child.pid} {child.temporary}")
+written = Path(sys.argv[1], "guard.tmp")
+written.write_text(f"{child.pid} {child.temporary}")
+written.rename(Path(sys.argv[1], "guard"))
 time.sleep(600)
 """
 
@@ -105,6 +108,7 @@ def test_a_killed_launcher_leaves_no_process(tmp_path: Path, victim: str) -> Non
     )
     try:
         driver, child, daemon = pids(tmp_path)
+        assert eventually((tmp_path / "guard").exists)
         guard, temporary = (tmp_path / "guard").read_text().split()
         os.kill(launcher.pid if victim == "launcher" else int(guard), signal.SIGKILL)
         if victim == "launcher":
