@@ -17,6 +17,13 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+if find_spec("hypothesis"):  # the frameworks' environments have none
+    from hypothesis import HealthCheck, settings
+
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("any machine", deadline=None, suppress_health_check=slow)
+    settings.load_profile("any machine")
+
 NEEDS = {
     "verl": ("verl", "ray"),
     "verl_vllm": ("verl", "ray", "vllm"),

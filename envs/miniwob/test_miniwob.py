@@ -278,11 +278,11 @@ async def test_a_browser_that_dies_fails_its_episode_alone() -> None:
 async def test_a_browser_that_answers_nothing_is_given_up_and_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    client = LocalEnvs(find_environment, step_timeout=2.0, create_timeout=LIMIT)
+    client = LocalEnvs(find_environment, step_timeout=5.0, create_timeout=LIMIT)
     pool = EnvPool(client, PoolSettings(env_type="miniwob", params={"task": "click-test"}))
     env = await pool.open(Task(task_id="t"), "e")
     world: Any = client._instances[env.instance_id].env
-    world.browser._driver.command_executor.client_config.timeout = 4.0
+    world.browser._driver.command_executor.client_config.timeout = 10.0
     started = processes(world)
     await env.reset()
     os.kill(started[0], signal.SIGSTOP)

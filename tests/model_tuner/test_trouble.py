@@ -152,7 +152,7 @@ async def test_a_client_that_times_out_and_asks_again_makes_one_call(
     else:
         endpoint = session.tuner.as_oai_baseurl_apikey()
         client = openai.AsyncOpenAI(
-            base_url=endpoint.base_url, api_key=endpoint.api_key, max_retries=2, timeout=0.5
+            base_url=endpoint.base_url, api_key=endpoint.api_key, max_retries=2, timeout=2.0
         )
     messages: Any = USER
     task = asyncio.create_task(client.chat.completions.create(model="m", messages=messages))

@@ -163,7 +163,7 @@ async def test_a_failing_endpoint(relay: Any) -> None:
 
 
 async def test_an_endpoint_that_fails_in_mid_stream(relay: Any) -> None:
-    relayed = relay("abc", engine={"seconds_per_token": 0.05})
+    relayed = relay("abc" * 30, engine={"seconds_per_token": 0.05})
     session = relayed.session(sampling=sampling())
     client = session.tuner.as_raw_openai_sdk_client()
     stream = await client.chat.completions.create(model="x", messages=USER, stream=True)

@@ -84,7 +84,7 @@ def test_seeds_are_fixed_for_ever() -> None:
 
 @pytest.mark.parametrize("in_process", [True, False])
 async def test_parallel_episodes_and_parallel_calls(make: Make, in_process: bool) -> None:
-    world = make("a", seconds_per_token=0.01)
+    world = make("a", seconds_per_token=0.25)
     world.server.start()
     sessions = [world.session(f"e{i}", seed=i) for i in range(8)]
     clients = [

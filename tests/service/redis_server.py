@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import held_port
+
 WHY = "redis-server is not installed (Debian: apt-get install redis-server)"
 
 
@@ -35,28 +37,17 @@ def redis_server(folder: Path) -> Iterator[Redis]:
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip(WHY)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        program,
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--dir",
-        str(folder),
-    ]
-    with open(folder / "redis.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        _wait(port)
-        yield Redis(f"redis://127.0.0.1:{port}/0", process)
-    finally:
-        process.kill()
-        process.wait(10)
+    with held_port() as port:
+        command = [program, "--port", str(port), "--bind", "127.0.0.1"]
+        command += ["--save", "", "--dir", str(folder)]
+        with open(folder / "redis.log", "w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            _wait(port)
+            yield Redis(f"redis://127.0.0.1:{port}/0", process)
+        finally:
+            process.kill()
+            process.wait(10)
 
 
 def _wait(port: int) -> None:

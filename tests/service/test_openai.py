@@ -136,7 +136,7 @@ async def test_chat_takes_turns_with_samples(tmp_path: Path) -> None:
             asyncio.create_task(alice.completions.create(model=MODEL, prompt="a", max_tokens=2))
             for _ in range(3)
         ]
-        await asyncio.sleep(0.05)
+        await w.until(lambda: w.service.drawing.queue.length("alice") == 2)
         future = await w.bob.sample(sampler)
         await asyncio.sleep(0.02)
         assert w.host.running == 1
@@ -183,7 +183,7 @@ async def test_a_model_that_is_replaced_or_deleted_is_given_back_when_nobody_use
         await w.alice.done(await w.alice.save_sampler(run, 2, "s"))
         w.host.gate.clear()
         talking = asyncio.create_task(reply(path))
-        await asyncio.sleep(0.05)
+        await w.until(lambda: w.host.running == 1)
         assert len(w.host.snapshots) == 2
         await w.service.chores.once()
         assert len(w.host.snapshots) == 1  # the old one is gone, the new one at work

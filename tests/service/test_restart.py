@@ -216,7 +216,6 @@ async def test_a_redis_that_hangs_loses_no_answer_and_ends_no_client(
 ) -> None:
     """What is asked meanwhile is asked again by the SDK: 408 and 503, never an error for good."""
     monkeypatch.setattr("astuner.service.store.redis.LOOK_SECONDS", 0.1)
-    monkeypatch.setattr("astuner.service.store.redis.TIMEOUT_SECONDS", 0.2)
     with redis_server(tmp_path) as redis:
         store = RedisStore(redis.url, "x")
         async with world(tmp_path, store=store, close=False) as w:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from tests.service.world import world
 
@@ -36,17 +38,23 @@ async def test_the_end_of_a_session_gives_back_adapters_and_snapshots(tmp_path: 
         await a.refused(410, "POST", "/optim_step", json=request)
 
 
-async def test_a_client_that_vanishes_is_given_up(tmp_path: Path) -> None:
-    async with world(tmp_path, session_timeout=0.2) as w:
+async def test_a_client_that_vanishes_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("astuner.service.sessions.time", clock)
+    async with world(tmp_path, session_timeout=100.0) as w:
         a = w.alice
         vanished, alive = await a.session(), await a.session()
         run, kept = await a.create(vanished), await a.create(alive)
         w.host.gate.clear()
         running = await a.train(run, 1, [1, 2])
         waiting = await a.train(run, 2, [1, 2])
-        for _ in range(6):
-            await asyncio.sleep(0.05)
-            await a.post("/session_heartbeat", {"session_id": alive})
+        now = 60.0
+        await a.post("/session_heartbeat", {"session_id": alive})
+        now = 120.0
+        await a.post("/session_heartbeat", {"session_id": alive})
         await w.service.chores.once()
         w.host.gate.set()
         for future in (running, waiting):
@@ -63,11 +71,9 @@ async def test_a_client_that_leaves_in_the_middle_of_a_sample(tmp_path: Path) ->
         sampler = await a.sampler(session)
         w.host.gate.clear()
         future = await a.sample(sampler, n=3)
-        await asyncio.sleep(0.02)
-        assert w.host.running == 3
+        await w.until(lambda: w.host.running == 3)
         await a.post("/cancel_future", {"request_id": future["request_id"]})
-        await asyncio.sleep(0.02)
-        assert w.host.running == 0
+        await w.until(lambda: w.host.running == 0)
         assert "cancelled" in (await a.failure(future))[1]
         await a.post("/cancel_future", {"request_id": future["request_id"]})
         w.host.gate.set()

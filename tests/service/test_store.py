@@ -114,8 +114,7 @@ class Asked:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Redis that does not answer is given up soon, and looked for often."""
-    monkeypatch.setattr("astuner.service.store.redis.TIMEOUT_SECONDS", 0.2)
+    """A Redis that does not answer is looked for often."""
     monkeypatch.setattr("astuner.service.store.redis.LOOK_SECONDS", 0.05)
 
 
@@ -169,7 +168,7 @@ def test_a_redis_is_asked_again_where_the_look_out_breaks_off(
             store.write([Row("a", "x", b"1")])
         assert broken.wait(20)
         redis.go_on()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
                 store.write([Row("a", "x", b"2")])

@@ -56,6 +56,7 @@ async def nothing_left(w: World) -> None:
 async def finished(w: World, session: str, held: Held) -> None:
     """The session ends while the verb runs; then the verb does."""
     ending = asyncio.create_task(w.alice.post(f"/sessions/{session}/finish"))
+    await w.until(lambda: w.service.sessions.find(session, "alice").ended)
     await asyncio.sleep(0.05)
     held.go.set()
     await asyncio.wait_for(ending, 30)

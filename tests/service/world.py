@@ -4,9 +4,10 @@ protocol as the SDK does.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,12 @@ class World:
         self.alice = Client(http, KEYS["alice"])
         self.bob = Client(http, KEYS["bob"])
         self.http = http
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for what the service does by itself."""
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

@@ -63,8 +63,8 @@ def summary(conf: Path) -> dict[str, Any]:
     ("workflow", "kind", "says"),
     [
         ("Raises", "workflow", [r"Raises.execute raised KeyError at .*troubled\.py:\d+"]),
-        ("Blocks", "timeout", ["rollout.episode_timeout = 3 s", "blocks its thread"]),
-        ("NeverReturns", "timeout", ["rollout.episode_timeout = 3 s"]),
+        ("Blocks", "timeout", ["rollout.episode_timeout = 8 s", "blocks its thread"]),
+        ("NeverReturns", "timeout", ["rollout.episode_timeout = 8 s"]),
         ("WrongKey", "workflow", ["Incorrect API key: sk-my-own-key", "as_oai_baseurl_apikey"]),
         ("ReturnsNone", "workflow", ["returned None", r"must return a WorkflowOutput"]),
         ("NanReward", "reward", ["The workflow's reward cannot be used", "nan", "Guard"]),
@@ -73,7 +73,9 @@ def summary(conf: Path) -> dict[str, Any]:
 def test_an_episode_in_trouble_is_counted_and_the_run_goes_on(
     workflow: str, kind: str, says: list[str], conf: Path, capsys: Capture
 ) -> None:
-    overrides = [f"rollout.user_workflow={HERE}->{workflow}", "rollout.episode_timeout=3"]
+    overrides = [f"rollout.user_workflow={HERE}->{workflow}"]
+    if kind == "timeout":
+        overrides.append("rollout.episode_timeout=8")
     check_goes_on(conf, capsys, overrides, kind, says)
 
 
@@ -99,7 +101,7 @@ def test_a_judge_in_trouble_is_counted_and_the_run_goes_on(
     ("workflow", "params", "cause", "says"),
     [
         ("StepsOnAFloor", "{}", "crashed", ["environment's step raised OSError: the floor gave"]),
-        ("Hangs", "{}", "timeout", ["environment's step took longer than 1 s"]),
+        ("Hangs", "{}", "timeout", ["environment's step took longer than 3 s"]),
         ("Walks", "{every_second_fails: true}", "crashed", ["could not be made", "no display"]),
     ],
 )
@@ -112,7 +114,7 @@ def test_an_environment_in_trouble_is_counted_released_and_the_run_goes_on(
         "rollout.max_retries=0",
         f"env.type={FLOOR}->Floor",
         f"env.params={params}",
-        "env.step_timeout=1",
+        "env.step_timeout=3",
         "rollout.val_kwargs.num_repeat=1",
     ]
     code, said = run(conf, capsys, *overrides)
@@ -151,8 +153,14 @@ def test_an_environment_service_that_is_killed_is_started_again(
     assert sum(counted(conf, "env/failed/unavailable")) >= 1
     episodes = pd.read_parquet(conf.parent / "runs" / "tiny" / "episodes")
     assert max(episodes.attempts) >= 2
-    served = [p for p in psutil.Process().children(recursive=True) if "serve" in p.cmdline()]
-    assert served == []
+    assert [p for p in psutil.Process().children(recursive=True) if serves(p)] == []
+
+
+def serves(process: psutil.Process) -> bool:
+    try:
+        return "serve" in process.cmdline()
+    except psutil.Error:  # it has ended
+        return False
 
 
 def counted(conf: Path, metric: str) -> list[float]:
@@ -182,8 +190,8 @@ def check_goes_on(
 
 
 def test_a_blocked_thread_outlives_its_deadline() -> None:
-    """Else `Blocks` would show nothing: deadline and grace are 5 s together."""
-    assert troubled.BLOCKED_SECONDS > 5
+    """Else `Blocks` would show nothing: deadline and grace are 10 s together."""
+    assert troubled.BLOCKED_SECONDS > 10
 
 
 # ---------------------------------------------------------------- the run cannot begin

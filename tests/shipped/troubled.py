@@ -13,7 +13,7 @@ import openai
 from astuner import ModelTuner, WorkflowOutput, WorkflowTask
 from tests.tiny_run import EarlyLetters
 
-BLOCKED_SECONDS = 7.0
+BLOCKED_SECONDS = 13.0
 
 
 class Troubled(EarlyLetters):

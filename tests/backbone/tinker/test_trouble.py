@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,21 +19,17 @@ from astuner.errors import ConfigError, DeadlineExceeded, EngineError, ModelErro
 from tests.backbone.tinker.test_gradients import samples
 from tests.backbone.tinker.test_policy import config_of, remote
 from tests.backbone.tinker.world import KEY, Running, remote_job, running
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]
-
+from tests.ports import held_port
 
 # ---------------------------------------------------------------- before anything starts
 
 
 def test_nobody_is_there(tiny_model_dir: Path, tmp_path: Path) -> None:
-    job = remote_job(f"http://127.0.0.1:{free_port()}", tiny_model_dir, tmp_path)
-    with pytest.raises(EngineError, match=r"No service answers at http://127\.0\.0\.1:") as caught:
-        job.tune()
+    with held_port() as port:
+        job = remote_job(f"http://127.0.0.1:{port}", tiny_model_dir, tmp_path)
+        here = r"No service answers at http://127\.0\.0\.1:"
+        with pytest.raises(EngineError, match=here) as caught:
+            job.tune()
     assert "astuner serve" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -122,16 +117,16 @@ async def test_every_wait_has_a_deadline(service: Running) -> None:
 
 async def test_a_service_that_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "LOOK_SECONDS", 0.05)
-    url = f"http://127.0.0.1:{free_port()}"
-    connection = Connection(url, KEY, Patience(request=60, outage=0.1))
-    with pytest.raises(EngineError, match=r"has been away for 0\.1 s .*--resume"):
-        await connection.ask("A step", Future[None])
+    with held_port() as port:
+        connection = Connection(f"http://127.0.0.1:{port}", KEY, Patience(request=60, outage=0.1))
+        with pytest.raises(EngineError, match=r"has been away for 0\.1 s .*--resume"):
+            await connection.ask("A step", Future[None])
 
 
 @pytest.mark.timeout(180)
 async def test_a_restarted_service_asks_for_a_resume(tiny_model_dir: Path, tmp_path: Path) -> None:
     data, loss, given = tmp_path / "data", LossSpec("policy_gradient"), samples(proximal=False)
-    with running(tiny_model_dir, data) as first:
+    with held_port() as port, running(tiny_model_dir, data, port) as first:
         made = config_of(first, tiny_model_dir)
         async with remote(made) as model:
             await model.begin()
@@ -141,7 +136,7 @@ async def test_a_restarted_service_asks_for_a_resume(tiny_model_dir: Path, tmp_p
             await model.save(tmp_path / "kept", optimizer=True)
             await model.forward_backward(given, loss)
             first.close()
-            with running(tiny_model_dir, data, first.port):
+            with running(tiny_model_dir, data, port):
                 with pytest.raises(EngineError, match=r"was restarted.*go on with --resume"):
                     await model.optim_step(AdamParams(lr=1e-3))
                 assert await model.load(tmp_path / "kept", optimizer=True) == 1
