@@ -10,17 +10,15 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from astuner.algorithm import find_kl, find_loss
 from astuner.backbone.context import RunContext
 from astuner.chat import ChatCodec, load_codec
 from astuner.config.schema import AstunerConfig
 from astuner.config.targets import targets_of
-from astuner.engine.embedded.model import EmbeddedModel
-from astuner.engine.embedded.weights import LoraSpec
 from astuner.engine.model_source import resolve_model
-from astuner.engine.protocol import Engine
+from astuner.engine.protocol import Engine, LoraSpec
 from astuner.engine.team import Team
 from astuner.env import open_environments
 from astuner.errors import DataError
@@ -31,6 +29,9 @@ from astuner.task_reader import TaskSplits, read_tasks
 from astuner.task_rollout import Rollout, RolloutSettings
 from astuner.task_runner import EpisodeRunner, RunnerSettings
 from astuner.types import Episode
+
+if TYPE_CHECKING:
+    from astuner.engine.embedded.model import EmbeddedModel
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def user_parts(context: RunContext) -> UserParts:
 
 def open_model(config: AstunerConfig) -> EmbeddedModel:
     """The embedded model that the configuration describes; the caller closes it."""
+    from astuner.engine.embedded.model import EmbeddedModel  # torch: not for every run
+
     lora = config.model.lora
     rollout, trainer = config.rollout, config.trainer_common
     return EmbeddedModel.open(

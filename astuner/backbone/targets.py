@@ -13,7 +13,6 @@ from astuner.backbone.assembly import max_context
 from astuner.config.keys import full
 from astuner.config.schema import AstunerConfig, LoraConfig
 from astuner.config.targets import KEY, Target, targets_of
-from astuner.engine.embedded.host import EmbeddedHost
 from astuner.engine.model_source import resolve_model
 from astuner.engine.protocol import LoraSpec
 from astuner.engine.team import SHARED, Member, Seat, Team
@@ -44,6 +43,8 @@ def check_targets(config: AstunerConfig, declared: frozenset[str] | None) -> Non
 
 async def open_team(config: AstunerConfig, declared: frozenset[str] | None) -> Team:
     """The base with all adapters; the caller closes it. Raises ModelError."""
+    from astuner.engine.embedded.host import EmbeddedHost  # torch: not for every run
+
     rollout, trainer = config.rollout, config.trainer_common
     host = EmbeddedHost.open(
         resolve_model(config.model.path),

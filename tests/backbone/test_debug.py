@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -44,6 +46,36 @@ def test_runs_in_order_in_the_main_thread(tmp_path: Path) -> None:
     assert [(here, f"s00000-t00{t}-e0{e}") for t in (0, 1) for e in (0, 1)] == SEEN
     assert result.summary["mean_reward"] == 0.75
     assert result.summary["episodes"] == 4
+
+
+def test_the_first_line_of_ones_own_waits_for_nothing_heavy(tmp_path: Path) -> None:
+    """A run with the fake model needs no model, so none of what loads, trains or reads one;
+    an SDK is imported when a client of it is asked for."""
+    heavy = {
+        *("torch", "transformers", "tokenizers", "safetensors", "peft", "accelerate", "renderers"),
+        *("huggingface_hub", "datasets", "pandas", "pyarrow", "scipy", "sympy", "matplotlib"),
+        *("openai", "anthropic", "litellm", "fastapi", "agentscope", "ray", "vllm", "tinker"),
+    }
+    (tmp_path / "tasks.jsonl").write_text('{"question": "a?", "answer": "b"}\n')
+    (tmp_path / "mine.py").write_text(
+        "import sys\n"
+        "from astuner import Workflow, WorkflowOutput\n"
+        "class Mine(Workflow):\n"
+        "    async def execute(self, workflow_task, tuner):\n"
+        f"        print('loaded', sorted({heavy!r} & set(sys.modules)))\n"
+        "        return WorkflowOutput(reward=1.0)\n"
+    )
+    (tmp_path / "run.yaml").write_text(
+        "astuner:\n"
+        "  debug: {model: fake}\n"
+        f"  rollout: {{user_workflow: '{tmp_path}/mine.py->Mine'}}\n"
+    )
+    command = [sys.executable, "-m", "astuner.cli", "--conf", str(tmp_path / "run.yaml")]
+    command += ["--backbone", "debug", "--exp-dir", str(tmp_path / "runs")]
+    command += [f"task_reader.jsonl_dataset_file.training.file_path={tmp_path}/tasks.jsonl"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "loaded []" in ended.stdout
 
 
 def test_shows_tokens_and_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
