@@ -11,11 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import selectors
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 from astuner.errors import EngineError
 from astuner.task_runner.stacks import waiting_at
@@ -24,6 +29,8 @@ T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, T]]
 LINGER = 5.0
 """Seconds that tasks which user code left behind get to end after their cancellation."""
+SETTLING = 3
+"""Turns of the loop in which a task that was cancelled at the end may still be ending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,13 @@ class Ended(Generic[T]):
 
 
 class _DaemonExecutor(ThreadPoolExecutor):
-    """For `asyncio.to_thread`: threads that cannot keep the process from exiting."""
+    """For `asyncio.to_thread` in all loops: as many threads as there is work at once, kept for
+    more of it, that cannot keep the process from exiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._idle: list[SimpleQueue[Callable[[], None]]] = []
+        """Where the threads without work wait for some, the latest last."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -48,23 +61,41 @@ class _DaemonExecutor(ThreadPoolExecutor):
             except BaseException as error:  # handed to whoever awaits it, as any executor does
                 future.set_exception(error)
 
-        threading.Thread(target=work, daemon=True, name="episode-worker").start()
+        try:
+            self._idle.pop().put(work)
+        except IndexError:
+            target = partial(self._serve, work)
+            threading.Thread(target=target, daemon=True, name="episode-worker").start()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Nothing to wait for: its threads are nobody's duty."""
 
+    def _serve(self, work: Callable[[], None]) -> None:
+        waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        while True:
+            work()
+            del work  # or it would keep alive what it was done for
+            self._idle.append(waiting)
+            work = waiting.get()
+
+
+_EXECUTOR = _DaemonExecutor()
+
 
 class Running(Generic[T]):
     """One piece of work in a LoopThread. All methods may be called from any thread."""
 
-    def __init__(self, thread: LoopThread, work: Work[T]) -> None:
+    def __init__(self, thread: LoopThread, work: Work[T], *, alone: bool) -> None:
         self._thread = thread
         self._work = work
+        self._alone = alone
         self._ended: Future[Ended[T]] = Future()
         self._ended.set_running_or_notify_cancel()  # so that a waiter who leaves cannot cancel it
         self._coroutine: Coroutine[Any, Any, T] | None = None
         self._task: asyncio.Task[None] | None = None
+        self.left_nothing = False
+        """Whether it ran alone, has ended and left the thread ready for other work."""
 
     async def wait(self, timeout: float | None) -> Ended[T] | None:
         """How it ended, or None when it has not after `timeout` seconds (None: no limit)."""
@@ -76,8 +107,9 @@ class Running(Generic[T]):
             waiter.cancel()
 
     def cancel(self) -> None:
-        """Raise CancelledError at its next await."""
-        self._thread.call(lambda: self._task and self._task.cancel())
+        """Raise CancelledError at its next await, if it has not ended."""
+        if not self._ended.done():
+            self._thread.call(lambda: self._task and self._task.cancel())
 
     def where(self) -> str:
         """The user's lines it stands at: where it blocks the thread, or what it awaits."""
@@ -94,6 +126,8 @@ class Running(Generic[T]):
             ended = Ended(await self._coroutine)
         except BaseException as error:  # the boundary: SystemExit ends the episode, not the run
             ended = Ended(None, error)
+        with contextlib.suppress(asyncio.CancelledError):
+            self.left_nothing = self._alone and await self._thread.settled()
         self._ended.set_result(ended)
 
 
@@ -104,8 +138,12 @@ class LoopThread:
         self._lock = threading.Lock()
         self._closed = False
         self._stopping = False
-        self._loop = _new_loop()
-        self._loop.set_default_executor(_DaemonExecutor())
+        self._tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
+        self._selector = selectors.DefaultSelector()
+        self._loop = _new_loop(self._selector)
+        self._at_first = len(self._selector.get_map())
+        self._loop.set_default_executor(_EXECUTOR)
+        self._loop.set_task_factory(self._make_task)
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -117,11 +155,26 @@ class LoopThread:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def start(self, work: Work[T]) -> Running[T]:
-        """Run `work()` in the thread, beside whatever runs there already."""
-        running = Running(self, work)
+    def start(self, work: Work[T], *, alone: bool = False) -> Running[T]:
+        """Run `work()` in the thread, beside whatever runs there already if not `alone`."""
+        running = Running(self, work, alone=alone)
         self.call(running.begin)
         return running
+
+    def rename(self, name: str) -> None:
+        """As debuggers and stack dumps show it."""
+        self._thread.name = name
+
+    async def settled(self) -> bool:
+        """Whether nothing is left on the loop but the task that asks: no other task, no open
+        connection, no factory of the user's. What was cancelled gets its moment to end."""
+        for _ in range(SETTLING):
+            others = {t for t in self._tasks if not t.done()} - {asyncio.current_task()}
+            if not others:
+                unwatched = len(self._selector.get_map()) == self._at_first
+                return unwatched and self._loop.get_task_factory() == self._make_task
+            await asyncio.sleep(0)
+        return False
 
     def call(self, function: Callable[[], object]) -> None:
         """Run a function in the thread soon; does nothing once closed."""
@@ -156,6 +209,14 @@ class LoopThread:
             self._loop.run_until_complete(self._clear())
         self._loop.close()
 
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Any, **named: Any
+    ) -> asyncio.Task[Any]:
+        """The loop's own, noted: `asyncio.all_tasks` goes through those of all loops."""
+        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **named)
+        self._tasks.add(task)
+        return task
+
     async def _clear(self) -> None:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
@@ -165,10 +226,44 @@ class LoopThread:
         await self._loop.shutdown_asyncgens()
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+class LoopThreads:
+    """Threads for one piece of work each at a time, kept for the next.
+
+    Starting one takes longer than many an episode's own work. One that its user left
+    something on (a task, a connection) ends instead. From the thread of its owner only.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[LoopThread] = []
+
+    def take(self, name: str) -> LoopThread:
+        if not self._idle:
+            return LoopThread(name)
+        thread = self._idle.pop()
+        thread.rename(name)
+        return thread
+
+    def give_back(self, thread: LoopThread, running: Running[Any]) -> None:
+        """The thread, and what ran there. Does not wait."""
+        if running.left_nothing:
+            thread.rename("episode (none)")
+            self._idle.append(thread)
+        else:
+            running.cancel()
+            thread.close()
+
+    def close(self) -> None:
+        """End those that are idle. Does not wait."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _new_loop(selector: selectors.BaseSelector) -> asyncio.AbstractEventLoop:
     """Raises EngineError when the process may open no more files (each loop needs three)."""
     try:
-        return asyncio.new_event_loop()
+        # On Windows only the other kind can start processes.
+        windows = sys.platform == "win32"
+        return asyncio.new_event_loop() if windows else asyncio.SelectorEventLoop(selector)
     except OSError as error:
         raise EngineError(
             f"Cannot start another episode: {error}. Lower rollout.max_env_worker, or allow "

@@ -38,7 +38,14 @@ from astuner.task_runner.failures import (
 )
 from astuner.task_runner.judging import Judging
 from astuner.task_runner.live import LiveEpisode
-from astuner.task_runner.loop_thread import Ended, LoopThread, Running, Work, run_here
+from astuner.task_runner.loop_thread import (
+    Ended,
+    LoopThread,
+    LoopThreads,
+    Running,
+    Work,
+    run_here,
+)
 from astuner.task_runner.rewards import Score, bad_reward, checked_targets, own_score
 from astuner.task_runner.workflow import (
     Workflow,
@@ -117,7 +124,7 @@ class _Returned:
 
 
 class EpisodeRunner:
-    """Runs episodes of one workflow; many at once, each in a thread of its own."""
+    """Runs episodes of one workflow; many at once, each with a thread of its own."""
 
     def __init__(
         self,
@@ -138,6 +145,7 @@ class EpisodeRunner:
                 judge, settings.judge_timeout, in_caller_thread=settings.in_caller_thread
             )
         self._live: dict[str, LiveEpisode] = {}
+        self._threads = LoopThreads()
         self._left_behind: list[LoopThread] = []
         self._warned: set[str] = set()
         self.counters: Counter[str] = Counter()
@@ -155,7 +163,8 @@ class EpisodeRunner:
         return len(self._left_behind)
 
     def close(self) -> None:
-        """End the judge's thread."""
+        """End the threads that wait for work."""
+        self._threads.close()
         if self._judging:
             self._judging.close()
 
@@ -305,15 +314,14 @@ class EpisodeRunner:
     async def _in_thread(
         self, work: Work[_Returned], session: Session, live: LiveEpisode
     ) -> Ended[_Returned] | Failure:
-        thread = LoopThread(f"episode {live.episode_id}")
-        running = thread.start(work)
+        thread = self._threads.take(f"episode {live.episode_id}")
+        running = thread.start(work, alone=True)
         live.watch(running.where)
         try:
             ended = await running.wait(self._settings.episode_timeout or None)
             return ended or await self._overdue(running, thread, session)
         finally:
-            running.cancel()
-            thread.close()
+            self._threads.give_back(thread, running)
 
     async def _overdue(
         self, running: Running[_Returned], thread: LoopThread, session: Session

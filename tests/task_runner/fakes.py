@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from dataclasses import dataclass, field
@@ -109,3 +110,11 @@ async def run(workflow: type, judge: Any = None, **settings: Any) -> Episode:
     assert server.sessions[0].closed
     assert runner.live == ()
     return episode
+
+
+async def until(condition: Any) -> None:
+    for _ in range(int(LIMIT / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")

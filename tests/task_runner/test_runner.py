@@ -15,7 +15,7 @@ import pytest
 from astuner.task_runner import Workflow
 from astuner.types import Episode, FailureKind, WorkflowOutput
 
-from .fakes import LIMIT, make, run, task
+from .fakes import LIMIT, make, run, task, until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -426,14 +426,6 @@ async def test_threads_of_a_workflow_do_not_keep_the_process_alive() -> None:
 
     assert (await run(workflow(body))).ok
     assert seen[0].daemon
-
-
-async def until(condition: Any) -> None:
-    for _ in range(int(LIMIT / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 # ---------------------------------------------------------------- trouble with the reward
