@@ -140,9 +140,13 @@ class MaskReason(StrEnum):
     """Beyond `max_prompt_length + max_response_length`."""
 
 
+def _no_spans() -> NDArray[np.int32]:
+    return np.zeros((0, 4), np.int32)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One timeline, ready to train: what a trainer eats. Every array has shape [T]."""
+    """One timeline, ready to train: what a trainer eats. Arrays have shape [T], but `spans`."""
 
     sample_id: str
     episode_id: str
@@ -155,10 +159,9 @@ class Sample:
     """True where the token was sampled and is trained here; never at position 0."""
     logprobs: NDArray[np.float32]
     """Behaviour logprobs; 0 where the token was not sampled."""
-    weight_versions: NDArray[np.int32]
-    """-1 where the token was not sampled."""
-    turns: NDArray[np.int32]
-    """Index of the Call in its episode (order of start); -1 where not sampled."""
+    spans: NDArray[np.int32] = field(default_factory=_no_spans)
+    """Where what was sampled comes from: a row (start, stop, turn, weight version) for each run
+    of tokens of one Call and one version, in order, shape [S, 4]. See `turns`."""
     reward: float = 0.0
     masked: Mapping[MaskReason, int] = field(default_factory=dict)
     """How many of this sample's tokens are not trained, and why."""
@@ -175,6 +178,23 @@ class Sample:
     @property
     def num_trained(self) -> int:
         return int(self.loss_mask.sum())
+
+    @property
+    def turns(self) -> NDArray[np.int32]:
+        """Index of the Call in its episode (order of start); -1 where not sampled. Made anew
+        from `spans` each time."""
+        return self._of_spans(2)
+
+    @property
+    def weight_versions(self) -> NDArray[np.int32]:
+        """-1 where the token was not sampled. Made anew from `spans` each time."""
+        return self._of_spans(3)
+
+    def _of_spans(self, column: int) -> NDArray[np.int32]:
+        values = np.full(2 * len(self.spans) + 1, -1, np.int32)
+        values[1::2] = self.spans[:, column]
+        edges = np.concatenate([[0], self.spans[:, :2].ravel(), [len(self.token_ids)]])
+        return np.repeat(values, np.diff(edges))
 
 
 class FailureKind(StrEnum):

@@ -74,8 +74,7 @@ def as_sample(name: str, prompt: list[int], answer: Any, logprobs: Any) -> Sampl
         token_ids=ids,
         loss_mask=mask,
         logprobs=known,
-        weight_versions=mask.astype(np.int32) - 1,
-        turns=mask.astype(np.int32) - 1,
+        spans=np.array([[len(prompt), len(ids), 0, 0]], np.int32),
         advantages=np.full(len(ids), np.sin(len(name) + ids[0]), np.float32),
         weights=np.full(len(ids), 1e-3, np.float32),
     )

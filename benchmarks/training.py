@@ -73,7 +73,6 @@ def make_samples(tokenizer: object, seed: int = 0) -> list[Sample]:
 def _sample(name: str, prompt: list[int], answer: list[int], rng: np.random.Generator) -> Sample:
     ids = np.array(prompt + answer, np.int32)
     mask = np.arange(len(ids)) >= len(prompt)
-    sampled = mask.astype(np.int32) - 1
     return Sample(
         sample_id=name,
         episode_id=name,
@@ -84,8 +83,7 @@ def _sample(name: str, prompt: list[int], answer: list[int], rng: np.random.Gene
         token_ids=ids,
         loss_mask=mask,
         logprobs=np.where(mask, -5.0, 0.0).astype(np.float32),
-        weight_versions=sampled,
-        turns=sampled,
+        spans=np.array([[len(prompt), len(ids), 0, 0]], np.int32),
         advantages=np.full(len(ids), rng.normal(), np.float32),
         weights=np.full(len(ids), 1 / (PROMPTS * REPEATS), np.float32),
     )

@@ -68,11 +68,10 @@ def _credit_by_target(groups: Sequence[Group], estimator: Estimator) -> list[lis
         advantages = estimator([[target_rewards(e, tag) for e in episodes] for episodes in played])
         for episodes, of_group in zip(played, advantages, strict=True):
             for episode, of_episode in zip(episodes, of_group, strict=True):
-                turns = target_turns(episode, tag)
+                whole = len(of_episode) == 1
+                of_calls = of_episode if whole else of_episode[target_turns(episode, tag)]
                 for sample in (s for s in episode.samples if s.target_tag == tag):
-                    own = replace(sample, turns=turns[sample.turns])
-                    advantages_T = with_advantages(own, of_episode).advantages
-                    credited[id(sample)] = replace(sample, advantages=advantages_T)
+                    credited[id(sample)] = with_advantages(sample, of_calls)
     return [[credited[id(s)] for e in episodes for s in e.samples] for episodes in usable]
 
 
@@ -98,8 +97,8 @@ def target_turns(episode: Episode, tag: str) -> NDArray[np.int32]:
 
 def with_advantages(sample: Sample, advantages_S: Rewards) -> Sample:
     """Each trained token gets its turn's advantage, or the only one there is; others 0."""
-    turns_T = np.zeros_like(sample.turns) if len(advantages_S) == 1 else sample.turns
-    advantages_T = np.where(sample.loss_mask, advantages_S[turns_T], 0.0)
+    own = advantages_S if len(advantages_S) == 1 else advantages_S[sample.turns]
+    advantages_T = np.where(sample.loss_mask, own, 0.0)
     return replace(sample, advantages=advantages_T.astype(np.float32))
 
 

@@ -163,7 +163,7 @@ def show_episode(console: Console, episode: Episode, codec: ChatCodec | None) ->
 
 
 def _show_sample(console: Console, sample: Sample, calls: Sequence[Call], codec: ChatCodec) -> None:
-    turns = sorted({int(t) for t in sample.turns if t >= 0})
+    turns = sorted(set(sample.spans[:, 2].tolist()))
     began = calls[turns[0]].new_timeline_reason if turns else None
     masked = ", ".join(f"{n} {reason}" for reason, n in sample.masked.items() if n)
     console.print(

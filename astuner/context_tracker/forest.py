@@ -8,14 +8,16 @@ prompts, and blind to what the tokens mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from astuner.types import Call, TokenIds
 
-_Hashes = NDArray[np.uint64]
+_BLOCK = 8192
+"""Tokens hashed at a time: few enough for the processor's cache."""
 
 
 def length(call: Call) -> int:
@@ -27,10 +29,11 @@ def starts_with(ids: TokenIds, call: Call) -> bool:
     """Whether `ids` begins with exactly the call's prompt + completion."""
     middle = len(call.prompt_ids)
     end = middle + len(call.completion_ids)
+    # The completion first: it is short, and what differs mostly differs there.
     return (
         end <= len(ids)
-        and np.array_equal(ids[middle:end], call.completion_ids)
-        and np.array_equal(ids[:middle], call.prompt_ids)
+        and not np.count_nonzero(ids[middle:end] != call.completion_ids)
+        and not np.count_nonzero(ids[:middle] != call.prompt_ids)
     )
 
 
@@ -39,69 +42,95 @@ def find_parents(calls: Sequence[Call]) -> list[int | None]:
 
     Among calls with equal tokens the recorded parent is taken, else the latest.
     """
-    index = _PrefixIndex(calls)
-    by_id = {call.call_id: i for i, call in enumerate(calls)}
-    previous: dict[tuple[str, str], int] = {}
     parents: list[int | None] = []
+    by_id: dict[str, int] = {}
+    previous: dict[tuple[str, str], int] = {}
+    index: _PrefixIndex | None = None
     for i, call in enumerate(calls):
         key = (call.agent_name, call.target_tag)
-        hints = (by_id.get(call.parent_id or ""), previous.get(key))
-        parent = next((h for h in hints if _continues(calls, i, h)), None)
-        if parent is None:
-            parent = index.longest_prefix(call.prompt_ids)
-        index.add(i, parent)
+        parent = by_id.get(call.parent_id or "")
+        if parent is None or not starts_with(call.prompt_ids, calls[parent]):
+            parent = previous.get(key)
+            if parent is None or not starts_with(call.prompt_ids, calls[parent]):
+                index = index or _PrefixIndex(calls)
+                parent = index.longest_prefix(call.prompt_ids, parents)
         parents.append(parent)
-        previous[key] = i
+        by_id[call.call_id] = previous[key] = i
     return parents
 
 
-def _continues(calls: Sequence[Call], i: int, hint: int | None) -> bool:
-    return hint is not None and hint < i and starts_with(calls[i].prompt_ids, calls[hint])
-
-
 class _PrefixIndex:
-    """Calls by the hash of their tokens.
+    """Calls by the hash of their tokens; none is hashed before it may be the one looked for.
 
-    hash(ids) = sum of (ids[t] + 1) * weight[t] modulo 2^64 with fixed random weights: a
-    call's hash follows from its parent's in the time of the new tokens alone, and the
-    hashes of all prefixes of a prompt are one cumulative sum.
+    hash(ids) = sum of (ids[t] + 1) * weight[t] modulo 2^64: the hashes of all prefixes of a
+    prompt are one running sum, and a call's follows from its parent's in the time of the
+    new tokens alone. The weights of a block of tokens are random, and multiplied by another
+    odd number in each block, so that they take no memory that grows with the prompts.
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        longest = max((len(c.prompt_ids) + len(c.completion_ids) for c in calls), default=0)
+        ends = np.fromiter(map(length, calls), np.int64, len(calls))
+        longest, bits = int(ends.max()), (2 * len(calls)).bit_length()
         self._calls = calls
-        self._weights = np.random.default_rng(0).integers(
-            1, 2**64, size=longest, dtype=np.uint64, endpoint=False
-        )
+        self._weights = np.random.default_rng(0).integers(2**63, size=min(longest, _BLOCK)) | 1
         self._is_an_end = np.zeros(longest + 1, np.bool_)
         """Whether some call is exactly so many tokens long."""
-        self._hash_of: list[int] = []
-        self._by_hash: dict[tuple[int, int], int] = {}
+        self._is_an_end[ends] = True
+        self._hashes = np.zeros(len(calls), np.int64)
+        self._hashed = 0
+        self._shift = 64 - bits
+        self._latest = np.full(2**bits, -1, np.int32)
+        """By the upper bits of a hash, the latest call that has them, or -1."""
+        self._earlier = np.full(len(calls), -1, np.int32)
+        """The call before this one with the same upper bits, or -1."""
 
-    def add(self, i: int, parent: int | None) -> None:
-        call = self._calls[i]
-        done = 0 if parent is None else length(self._calls[parent])
-        start = 0 if parent is None else self._hash_of[parent]
-        prompt, end = len(call.prompt_ids), length(call)
-        of_prompt = int(self._terms(call.prompt_ids[done:], done).sum())
-        of_completion = int(self._terms(call.completion_ids, prompt).sum())
-        total = (start + of_prompt + of_completion) % 2**64
-        self._hash_of.append(total)
-        self._is_an_end[end] = True
-        self._by_hash[end, total] = i
-
-    def longest_prefix(self, ids: TokenIds) -> int | None:
-        ends = np.flatnonzero(self._is_an_end[: len(ids) + 1])
-        ends = ends[ends > 0][::-1]
-        if not len(ends):
+    def longest_prefix(self, ids: TokenIds, parents: Sequence[int | None]) -> int | None:
+        """Among the calls whose `parents` are known."""
+        if not self._is_an_end[1 : len(ids) + 1].any():
             return None
-        hashes = np.cumsum(self._terms(ids[: int(ends[0])], 0), dtype=np.uint64)[ends - 1]
-        for end, total in zip(ends.tolist(), hashes.tolist(), strict=True):
-            found = self._by_hash.get((end, total))
-            if found is not None and starts_with(ids, self._calls[found]):
-                return found
+        for i in range(self._hashed, len(parents)):
+            self._add(i, parents[i])
+        self._hashed = len(parents)
+        found: list[NDArray[np.int64]] = []
+        for at, hashes in self._running(ids):
+            hashes = hashes[self._is_an_end[at + 1 : at + 1 + len(hashes)]]
+            found.append(hashes[self._latest[self._upper_bits(hashes)] >= 0])
+        for total in np.concatenate(found)[::-1]:
+            i = int(self._latest[self._upper_bits(total)])
+            while i >= 0:
+                if self._hashes[i] == total and starts_with(ids, self._calls[i]):
+                    return i
+                i = int(self._earlier[i])
         return None
 
-    def _terms(self, ids: TokenIds, offset: int) -> _Hashes:
-        weights = self._weights[offset : offset + len(ids)]
-        return (ids.astype(np.uint64) + np.uint64(1)) * weights
+    def _add(self, i: int, parent: int | None) -> None:
+        call = self._calls[i]
+        if not length(call):
+            return  # Every prompt starts with it.
+        known = 0 if parent is None else length(self._calls[parent])
+        total = 0 if parent is None else int(self._hashes[parent])
+        new = np.concatenate([call.prompt_ids[known:], call.completion_ids])
+        for _, hashes in self._running(new, known, total):
+            total = int(hashes[-1])
+        self._hashes[i] = total
+        place = self._upper_bits(self._hashes[i])
+        self._earlier[i] = self._latest[place]
+        self._latest[place] = i
+
+    def _running(
+        self, ids: TokenIds, at: int = 0, total: int = 0
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Place of the first and the hashes up to and with each, for every block of `ids`,
+        which follow `at` tokens with the hash `total`."""
+        while len(ids):
+            block, place = divmod(at, _BLOCK)
+            part = ids[: _BLOCK - place]
+            hashes = (part + 1) * self._weights[place : place + len(part)]
+            np.cumsum(hashes, out=hashes)
+            hashes *= 2 * block + 1
+            hashes += total
+            yield at, hashes
+            at, total, ids = at + len(part), int(hashes[-1]), ids[len(part) :]
+
+    def _upper_bits(self, hashes: Any) -> Any:
+        return (hashes >> self._shift) & (len(self._latest) - 1)

@@ -9,16 +9,18 @@ linear in the recorded tokens, whatever the shape of the forest.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from astuner.context_tracker.forest import find_parents, length
-from astuner.types import Call, MaskReason, Sample
+from astuner.context_tracker.spans import Spans, find_spans, first_tokens
+from astuner.types import Call, MaskReason, Sample, TokenIds
 
 MERGES = ("prefix", "none")
 
@@ -33,31 +35,28 @@ class _Fate(IntEnum):
     TOO_LONG = 4
 
 
+_MASKED = [(MaskReason[fate.name], fate) for fate in _Fate if fate is not _Fate.TRAINED]
 _AFTER_A_FORK = np.array(
     [_Fate.TRAINED_ELSEWHERE if fate is _Fate.TRAINED else fate for fate in _Fate], np.int8
 )
+_Fates = NDArray[np.int8]
+"""The fate of each span, shape [S]; what lies between the spans is CONTEXT."""
 
 
 @dataclass(slots=True, eq=False)
 class _Timeline:
     """`turns` are its own calls, in order; `opening` the call at the root of its tree;
-    `source` the timeline it forks from, with `shared` tokens in common."""
+    `source` the timeline it forks from, with `shared` tokens in common. Spans, fates and
+    logprobs are first its own calls', then with those up to the fork before them."""
 
-    turns: list[int]
+    turns: array[int]
     opening: int
     source: _Timeline | None = None
     shared: int = 0
-    notes: _Notes | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Notes:
-    """What is known of each token of a timeline; every array has shape [T]."""
-
-    fates: NDArray[np.int8]
-    logprobs: NDArray[np.float32]
-    weight_versions: NDArray[np.int32]
-    turns: NDArray[np.int32]
+    fate: _Fate = _Fate.TRAINED
+    spans: Spans = field(init=False)
+    fates: _Fates = field(init=False)
+    logprobs: NDArray[np.float32] = field(init=False)
 
 
 def build_samples(
@@ -89,43 +88,45 @@ def build_samples(
         raise ValueError(f"merge is {merge!r}; it must be one of {', '.join(MERGES)}")
     ordered = sorted(calls, key=lambda call: call.started_at)
     too_long = _openings_longer_than(max_prompt_tokens, ordered)
-    samples: list[Sample] = []
-    for n, timeline in enumerate(_timelines(ordered, merge)):
-        last = ordered[timeline.turns[-1]]
-        fate = _Fate.TRAINED
-        if trainable_targets is not None and last.target_tag not in trainable_targets:
-            fate = _Fate.NOT_A_TARGET
+    timelines = _timelines(ordered, merge)
+    for timeline in timelines:
+        tag = ordered[timeline.turns[0]].target_tag
+        if trainable_targets is not None and tag not in trainable_targets:
+            timeline.fate = _Fate.NOT_A_TARGET
         elif timeline.opening in too_long:
-            fate = _Fate.TOO_LONG
-        timeline.notes = _annotate(timeline, ordered, fate)
-        sample = _sample(f"{last.episode_id}/{n}", last, timeline.notes, max_total_tokens)
-        samples.append(replace(sample, group_id=group_id, task_id=task_id, reward=reward))
+            timeline.fate = _Fate.TOO_LONG
+    _give_spans(timelines, ordered)
+    samples: list[Sample] = []
+    for n, timeline in enumerate(timelines):
+        last = ordered[timeline.turns[-1]]
+        whole = length(last)
+        keep = whole if max_total_tokens is None else min(whole, max_total_tokens)
+        if timeline.source is not None:
+            _put_before(timeline, timeline.source)
+        masked = _count_masked(timeline, whole, keep)
+        loss_mask, timeline.logprobs = _mask_and_logprobs(timeline, ordered, keep)
+        samples.append(
+            Sample(
+                sample_id=f"{last.episode_id}/{n}",
+                episode_id=last.episode_id,
+                group_id=group_id,
+                task_id=task_id,
+                agent_name=last.agent_name,
+                target_tag=last.target_tag,
+                token_ids=_token_ids(last, keep),
+                loss_mask=loss_mask,
+                logprobs=timeline.logprobs,
+                spans=first_tokens(timeline.spans, keep),
+                reward=reward,
+                masked=masked,
+            )
+        )
     return tuple(samples)
 
 
-def _sample(sample_id: str, last: Call, notes: _Notes, limit: int | None) -> Sample:
-    """A timeline that ends with the call `last`, cut to `limit` tokens."""
-    ids = np.concatenate([last.prompt_ids, last.completion_ids])
-    keep = len(ids) if limit is None else min(len(ids), limit)
-    return Sample(
-        sample_id=sample_id,
-        episode_id=last.episode_id,
-        group_id="",
-        task_id="",
-        agent_name=last.agent_name,
-        target_tag=last.target_tag,
-        token_ids=_cut(ids, keep),
-        loss_mask=notes.fates[:keep] == _Fate.TRAINED,
-        logprobs=_cut(notes.logprobs, keep),
-        weight_versions=_cut(notes.weight_versions, keep),
-        turns=_cut(notes.turns, keep),
-        masked=_count_masked(notes.fates, keep),
-    )
-
-
-def _cut(values: NDArray[Any], keep: int) -> NDArray[Any]:
-    """A copy where something goes, so that the long original can be freed."""
-    return values if keep == len(values) else values[:keep].copy()
+def _token_ids(call: Call, keep: int) -> TokenIds:
+    prompt = call.prompt_ids[:keep]
+    return np.concatenate([prompt, call.completion_ids[: keep - len(prompt)]])
 
 
 def _timelines(calls: Sequence[Call], merge: str) -> list[_Timeline]:
@@ -134,12 +135,12 @@ def _timelines(calls: Sequence[Call], merge: str) -> list[_Timeline]:
     home: list[_Timeline] = []
     for i, parent in enumerate(find_parents(calls)):
         if parent is None:
-            timeline = _Timeline([], opening=i)
+            timeline = _Timeline(array("i"), opening=i)
         elif merge == "prefix" and _may_continue(home[parent], parent, calls, i):
             timeline = home[parent]
         else:
             source = home[parent]
-            timeline = _Timeline([], source.opening, source, length(calls[parent]))
+            timeline = _Timeline(array("i"), source.opening, source, length(calls[parent]))
         if not timeline.turns:
             timelines.append(timeline)
         timeline.turns.append(i)
@@ -162,39 +163,46 @@ def _openings_longer_than(limit: int | None, calls: Sequence[Call]) -> set[int]:
     return {i for i in first.values() if limit is not None and len(calls[i].prompt_ids) > limit}
 
 
-def _annotate(timeline: _Timeline, calls: Sequence[Call], fate: _Fate) -> _Notes:
-    """Copy what is known up to the fork, then write down the timeline's own calls."""
-    last = calls[timeline.turns[-1]]
-    size = length(last)
-    notes = _Notes(
-        np.zeros(size, np.int8),
-        np.zeros(size, np.float32),
-        np.full(size, -1, np.int32),
-        np.full(size, -1, np.int32),
-    )
-    if timeline.source is not None and timeline.source.notes is not None:
-        before, shared = timeline.source.notes, slice(timeline.shared)
-        notes.fates[shared] = _AFTER_A_FORK[before.fates[shared]]
-        notes.logprobs[shared] = before.logprobs[shared]
-        notes.weight_versions[shared] = before.weight_versions[shared]
-        notes.turns[shared] = before.turns[shared]
-    for turn in timeline.turns:
-        call = calls[turn]
-        own = slice(len(call.prompt_ids), length(call))
-        notes.fates[own] = fate
-        notes.logprobs[own] = call.logprobs
-        notes.weight_versions[own] = call.weight_versions
-        notes.turns[own] = turn
+def _give_spans(timelines: Sequence[_Timeline], calls: Sequence[Call]) -> None:
+    """Each timeline gets the spans of its own calls, and what becomes of them."""
+    order = np.fromiter((turn for t in timelines for turn in t.turns), np.int32, len(calls))
+    spans, counts = find_spans(calls, order)
+    firsts = np.cumsum([0, *(len(t.turns) for t in timelines)])
+    edges = np.concatenate([[0], np.cumsum(counts)])[firsts]
+    fates = np.repeat(np.array([t.fate for t in timelines], np.int8), np.diff(edges))
     # Nothing predicts the very first token, so it cannot be trained.
-    if size and notes.fates[0] == _Fate.TRAINED:
-        notes.fates[0] = _Fate.CONTEXT
-    return notes
+    fates[(spans[:, 0] == 0) & (fates == _Fate.TRAINED)] = _Fate.CONTEXT
+    for timeline, (begin, end) in zip(timelines, pairwise(edges.tolist()), strict=True):
+        timeline.spans, timeline.fates = spans[begin:end], fates[begin:end]
 
 
-def _count_masked(fates: NDArray[np.int8], keep: int) -> dict[MaskReason, int]:
-    counts = np.bincount(fates[:keep], minlength=len(_Fate))
-    counts[_Fate.TOO_LONG] += len(fates) - keep
-    masked = {
-        MaskReason[fate.name]: int(counts[fate]) for fate in _Fate if fate is not _Fate.TRAINED
-    }
-    return {reason: count for reason, count in masked.items() if count}
+def _put_before(timeline: _Timeline, source: _Timeline) -> None:
+    """What was sampled up to the fork."""
+    shared = int(np.searchsorted(source.spans[:, 1], timeline.shared, side="right"))
+    fates = _AFTER_A_FORK[source.fates[:shared]]
+    timeline.spans = np.concatenate([source.spans[:shared], timeline.spans])
+    timeline.fates = np.concatenate([fates, timeline.fates])
+
+
+def _mask_and_logprobs(
+    timeline: _Timeline, calls: Sequence[Call], keep: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Of the first `keep` tokens."""
+    mask, logprobs = np.zeros(keep, np.bool_), np.zeros(keep, np.float32)
+    if timeline.source is not None:
+        shared = slice(min(timeline.shared, keep))
+        logprobs[shared] = timeline.source.logprobs[shared]
+    for turn in timeline.turns:
+        start, stop = len(calls[turn].prompt_ids), length(calls[turn])
+        mask[start:stop] = timeline.fate is _Fate.TRAINED
+        logprobs[start:stop] = calls[turn].logprobs[: max(0, keep - start)]
+    mask[:1] = False
+    return mask, logprobs
+
+
+def _count_masked(timeline: _Timeline, whole: int, keep: int) -> dict[MaskReason, int]:
+    spans = timeline.spans if keep == whole else timeline.spans.clip(max=keep)
+    counts = np.bincount(timeline.fates, spans[:, 1] - spans[:, 0], len(_Fate)).tolist()
+    counts[_Fate.CONTEXT] += keep - sum(counts)
+    counts[_Fate.TOO_LONG] += whole - keep
+    return {reason: int(counts[fate]) for reason, fate in _MASKED if counts[fate]}

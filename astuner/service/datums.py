@@ -176,8 +176,6 @@ def _sample(
         token_ids=ids,
         loss_mask=np.arange(total) > 0,
         logprobs=_shifted(datum, index, "logprobs"),
-        weight_versions=np.full(total, -1, np.int32),
-        turns=np.full(total, -1, np.int32),
         advantages=_shifted(datum, index, "advantages"),
         weights=np.concatenate([np.zeros(1, np.float32), weights]),
         proximal_logprobs=None if proximal is None else _shifted(datum, index, "proximal_logprobs"),

@@ -84,7 +84,7 @@ class EpisodeStore:
             yield shared | (self._sample_fields(sample, episode.calls) if sample else {})
 
     def _sample_fields(self, sample: Sample, calls: Sequence[Call]) -> dict[str, Any]:
-        turns = sorted({int(turn) for turn in sample.turns if turn >= 0})
+        turns = sorted(set(sample.spans[:, 2].tolist()))
         own = [calls[turn] for turn in turns] or _without_tokens(sample, calls)
         last = own[-1] if own else None
         return {

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.text import Text
 
 from astuner.types import Sample
@@ -32,8 +34,9 @@ def colored_tokens(
     sampled but untrained ones in italics, context in grey. `logprobs` writes each trained
     token's logprob behind it."""
     text = Text(overflow="fold")
+    sampled_T = sample.turns >= 0
     for start, end in _pieces(sample.token_ids.tolist(), decode):
-        style = _style(sample, start)
+        style = _style(sample, sampled_T, start)
         text.append(_visible(decode(sample.token_ids[start:end].tolist())), style)
         if logprobs and sample.loss_mask[start]:
             text.append(f"{sample.logprobs[start:end].sum():.2f} ", "dim")
@@ -51,11 +54,11 @@ def legend() -> Text:
     return text
 
 
-def _style(sample: Sample, position: int) -> str:
+def _style(sample: Sample, sampled_T: NDArray[np.bool_], position: int) -> str:
     if sample.loss_mask[position]:
         probability = math.exp(float(sample.logprobs[position]))
         return [style for least, style in SHADES if probability >= least][-1]
-    return CONTEXT if sample.weight_versions[position] < 0 else NOT_TRAINED
+    return NOT_TRAINED if sampled_T[position] else CONTEXT
 
 
 def _pieces(

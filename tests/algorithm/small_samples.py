@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from astuner.types import Call, Episode, Group, Sample, Task, token_ids
+from tests.spans import spans_of
 
 
 def sample(
@@ -15,7 +16,7 @@ def sample(
 ) -> Sample:
     """A sample of len(mask) tokens; trained tokens are of turn 0 unless `turns` says other."""
     mask_T = np.array(mask, bool)
-    turns_T = np.array(turns, np.int32) if turns else np.where(mask_T, 0, -1).astype(np.int32)
+    turns_T = turns or np.where(mask_T, 0, -1)
     return Sample(
         sample_id=f"{episode}/s",
         episode_id=episode,
@@ -26,8 +27,7 @@ def sample(
         token_ids=token_ids(range(len(mask))),
         loss_mask=mask_T,
         logprobs=np.where(mask_T, -1.0, 0.0).astype(np.float32),
-        weight_versions=np.where(mask_T, 0, -1).astype(np.int32),
-        turns=turns_T,
+        spans=spans_of(turns_T, np.where(mask_T, 0, -1)),
     )
 
 

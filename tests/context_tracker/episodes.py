@@ -21,9 +21,10 @@ def call(
     parent: int | None = None,
     started_at: float | None = None,
     finish: FinishReason = "stop",
+    versions: Sequence[int] | None = None,
 ) -> Call:
-    """Token t of call n has logprob -(n + t / 100) and weight version n, so that any
-    misplaced number shows."""
+    """Token t of call n has logprob -(n + t / 100) and weight version n, if no `versions` are
+    given, so that any misplaced number shows."""
     n = len(completion)
     return Call(
         call_id=f"c{number}",
@@ -33,7 +34,7 @@ def call(
         prompt_ids=token_ids(prompt),
         completion_ids=token_ids(completion),
         logprobs=np.float32([-(number + t / 100) for t in range(n)]),
-        weight_versions=np.full(n, number, np.int32),
+        weight_versions=token_ids([number] * n if versions is None else versions),
         finish_reason=finish,
         request={},
         response={},
@@ -61,17 +62,21 @@ class Tree:
             prompt = [*earlier.prompt_ids.tolist(), *earlier.completion_ids.tolist(), *draw(some)]
             if kind == "edit":
                 prompt[draw(st.integers(0, len(prompt) - 1))] = 7
+        completion = draw(some)
+        # Weights may be updated within a call.
+        versions = [draw(st.integers(0, 1)) for _ in completion]
         # Sometimes the recorded parent is missing, sometimes it is plainly wrong.
         parent = draw(st.sampled_from([None, *range(len(self.calls))]))
         self.calls.append(
             call(
                 len(self.calls),
                 prompt,
-                draw(some),
+                completion,
                 agent=draw(st.sampled_from(["a", "a", "b"])),
                 target=draw(st.sampled_from(["x", "x", "y"])),
                 parent=parent,
                 finish=draw(st.sampled_from(["stop", "length"])),
+                versions=versions,
             )
         )
 

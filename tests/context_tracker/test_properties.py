@@ -5,26 +5,34 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astuner.context_tracker import build_samples
+from astuner.context_tracker import build_samples, forest
 from astuner.context_tracker.forest import find_parents, length, starts_with
 from astuner.types import Call, Sample
 
 from .episodes import episodes
+from .plain import plain_samples
 
 quick = settings(max_examples=150, deadline=None)
 
 
-def build(calls: list[Call], targets: frozenset[str] | None, limit: int | None, merge: str):
+def build(
+    calls: list[Call],
+    targets: frozenset[str] | None,
+    limit: int | None,
+    merge: str,
+    max_prompt: int | None = None,
+) -> tuple[Sample, ...]:
     return build_samples(
         calls,
         group_id="g",
         task_id="t",
         reward=1.0,
         trainable_targets=targets,
-        max_prompt_tokens=None,
+        max_prompt_tokens=max_prompt,
         max_total_tokens=limit,
         merge=merge,
     )
@@ -42,6 +50,27 @@ def trained_of(samples: tuple[Sample, ...]) -> list[tuple[int, int]]:
 
 
 merges = st.sampled_from(["prefix", "none"])
+limits = st.one_of(st.none(), st.integers(0, 12))
+
+
+@quick
+@given(
+    episodes(), merges, limits, limits, st.sampled_from([None, frozenset({"x"}), frozenset({"z"})])
+)
+def test_samples_equal_the_plain_ones(
+    calls: list[Call],
+    merge: str,
+    limit: int | None,
+    max_prompt: int | None,
+    targets: frozenset[str] | None,
+) -> None:
+    samples = build(calls, targets, limit, merge, max_prompt)
+    plain = plain_samples(calls, targets=targets, max_prompt=max_prompt, merge=merge)
+    for s, p in zip(samples, plain, strict=True):
+        arrays = (s.token_ids, s.loss_mask, s.logprobs, s.weight_versions, s.turns)
+        assert list(zip(*(a.tolist() for a in arrays), strict=True)) == p.kept(limit)
+        assert s.masked == p.masked(limit)
+        assert (s.agent_name, s.target_tag) == p.agent
 
 
 @quick
@@ -78,7 +107,7 @@ def test_every_call_is_a_prefix_of_a_sample_of_its_agent(calls: list[Call], merg
 
 
 @quick
-@given(episodes(), merges, st.one_of(st.none(), st.integers(0, 12)))
+@given(episodes(), merges, limits)
 def test_what_is_recorded_stays_aligned(calls: list[Call], merge: str, limit: int | None) -> None:
     ordered = in_order(calls)
     for s in build(calls, None, limit, merge):
@@ -97,7 +126,7 @@ def test_what_is_recorded_stays_aligned(calls: list[Call], merge: str, limit: in
 
 
 @quick
-@given(episodes(), merges, st.one_of(st.none(), st.integers(0, 12)))
+@given(episodes(), merges, limits)
 def test_every_token_is_trained_or_masked_for_a_reason(
     calls: list[Call], merge: str, limit: int | None
 ) -> None:
@@ -111,15 +140,19 @@ def test_every_token_is_trained_or_masked_for_a_reason(
 
 
 @quick
-@given(episodes())
-def test_a_parent_is_the_longest_call_the_prompt_starts_with(calls: list[Call]) -> None:
-    """Against the plain quadratic search; without hints, so that the hashes must find it."""
+@given(episodes(), st.sampled_from([1, 2, 5, 8192]))
+def test_a_parent_is_the_longest_call_the_prompt_starts_with(calls: list[Call], block: int) -> None:
+    """Against the plain quadratic search; without hints, so that the hashes must find it, also
+    where prompts are longer than what is hashed at a time."""
     ordered = [replace(c, parent_id=None, agent_name=str(i)) for i, c in enumerate(in_order(calls))]
-    for i, parent in enumerate(find_parents(ordered)):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forest, "_BLOCK", block)
+        parents = find_parents(ordered)
+    for i, parent in enumerate(parents):
         prefixes = [j for j in range(i) if starts_with(ordered[i].prompt_ids, ordered[j])]
         longest = max((length(ordered[j]) for j in prefixes), default=0)
-        assert (0 if parent is None else length(ordered[parent])) == longest
-        assert parent is None or parent in prefixes
+        latest = [j for j in prefixes if length(ordered[j]) == longest and longest][-1:]
+        assert ([] if parent is None else [parent]) == latest
 
 
 @quick

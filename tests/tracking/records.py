@@ -49,8 +49,7 @@ def sample(**changes: Any) -> Sample:
         "token_ids": token_ids([1, 2, 7, 8]),
         "loss_mask": np.array([False, False, True, True]),
         "logprobs": np.array([0, 0, -0.5, -0.25], np.float32),
-        "weight_versions": np.array([-1, -1, 3, 3], np.int32),
-        "turns": np.array([-1, -1, 0, 0], np.int32),
+        "spans": np.array([[2, 4, 0, 3]], np.int32),
         "reward": 1.0,
         "masked": {MaskReason.CONTEXT: 2},
     }

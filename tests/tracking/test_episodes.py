@@ -74,10 +74,10 @@ def test_each_timeline_shows_its_own_conversation(tmp_path: Path) -> None:
         request={"messages": [{"role": "user", "content": "other"}], "tools": [{"type": "x"}]},
         response={"role": "assistant", "content": "reply"},
     )
-    turns = np.array([-1, -1, 1, 1], np.int32)
+    spans = np.array([[2, 4, 1, 3]], np.int32)
     two = episode(
         calls=(call(), second),
-        samples=(sample(), sample(sample_id="e0/1", turns=turns)),
+        samples=(sample(), sample(sample_id="e0/1", spans=spans)),
         turn_rewards=(0.25, 0.75),
         output=WorkflowOutput(reward=[0.25, 0.75]),
     )

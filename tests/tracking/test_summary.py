@@ -133,13 +133,12 @@ def test_tokens_are_coloured_by_mask_and_probability() -> None:
     size = len(text)
     mask = np.array([0, 0, 0, 1, 0, 1, 1, 1], bool)
     probabilities = np.array([1, 1, 1, 0.95, 1, 0.05, 1, 1])
-    versions = np.where(np.arange(size) < 3, -1, 0).astype(np.int32)
     painted = colored_tokens(
         sample(
             token_ids=np.frombuffer(text, np.uint8).astype(np.int32),
             loss_mask=mask,
             logprobs=np.log(probabilities).astype(np.float32),
-            weight_versions=versions,
+            spans=np.array([[3, size, 0, 0]], np.int32),
         ),
         decode,
     )

@@ -28,7 +28,7 @@ def episode(name: str, group: str, rewards: Mapping[str, tuple[float, ...]]) -> 
     ]
     made = toys.episode(name, group, 0.0, calls=calls)
     samples = [
-        replace(s, target_tag=c.target_tag, turns=np.where(s.turns < 0, -1, n).astype(np.int32))
+        replace(s, target_tag=c.target_tag, spans=s.spans + np.array([0, 0, n, 0], np.int32))
         for n, (s, c) in enumerate(zip(made.samples, calls, strict=True))
     ]
     return replace(made, samples=tuple(samples), target_rewards=dict(rewards))

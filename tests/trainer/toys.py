@@ -31,6 +31,7 @@ from astuner.types import (
     WorkflowOutput,
     token_ids,
 )
+from tests.spans import spans_of
 
 PROMPT = 9
 """The one prompt token of every call."""
@@ -76,8 +77,7 @@ def sample(c: Call, group_id: str, trained: bool = True) -> Sample:
         token_ids=np.concatenate([c.prompt_ids, c.completion_ids]),
         loss_mask=np.array([False] + [trained] * n),
         logprobs=np.concatenate([np.zeros(1, np.float32), c.logprobs]),
-        weight_versions=np.concatenate([np.full(1, -1, np.int32), c.weight_versions]),
-        turns=np.array([-1] + [0] * n, np.int32),
+        spans=spans_of([-1] + [0] * n, [-1, *c.weight_versions]),
         masked=masked,
     )
 

@@ -87,7 +87,7 @@ def masked_row(version: int, *, reward: float = 0.0, run: int = 0) -> Row:
 def _row(episode: Episode, sample: Sample, number: int) -> Row:
     assert sample.advantages is not None
     start, end = _span(sample)
-    sampled_T = sample.weight_versions[sample.weight_versions >= 0]
+    drawn_by = sample.spans[:, 3]
     return Row(
         tokens=sample.token_ids[:end].tolist(),
         prompt_length=start,
@@ -99,8 +99,8 @@ def _row(episode: Episode, sample: Sample, number: int) -> Row:
         step=number,
         told={
             "episode": episode.episode_id,
-            "oldest": int(sampled_T.min()),
-            "newest": int(sampled_T.max()),
+            "oldest": int(drawn_by.min()),
+            "newest": int(drawn_by.max()),
         },
     )
 

@@ -38,6 +38,4 @@ def _bare(episode: str, mask: NDArray[np.bool_]) -> Sample:
         token_ids=zeros,
         loss_mask=mask,
         logprobs=zeros.astype(np.float32),
-        weight_versions=zeros,
-        turns=zeros,
     )

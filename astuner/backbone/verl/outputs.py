@@ -94,7 +94,7 @@ def info(episode: Episode) -> dict[str, float]:
 
 def _row(episode: Episode, sample: Sample, scores_T: NDArray[np.float32]) -> Row:
     start = _first_of_response(sample)
-    sampled_T = sample.weight_versions[sample.weight_versions >= 0]
+    versions = sample.spans[:, 3]
     return Row(
         prompt_ids=sample.token_ids[:start].tolist(),
         response_ids=sample.token_ids[start:].tolist(),
@@ -102,7 +102,7 @@ def _row(episode: Episode, sample: Sample, scores_T: NDArray[np.float32]) -> Row
         logprobs=sample.logprobs[start:].tolist(),
         scores=scores_T[start:].tolist(),
         reward=float(episode.reward or 0.0),
-        versions=(int(sampled_T.min()), int(sampled_T.max())) if len(sampled_T) else (0, 0),
+        versions=(int(versions.min()), int(versions.max())) if len(versions) else (0, 0),
         num_turns=len(episode.calls),
         seconds=sum(call.ended_at - call.started_at for call in episode.calls),
         info=info(episode),

@@ -41,8 +41,6 @@ def sample(number: int, length: int, *, proximal: bool) -> Sample:
         token_ids=random.integers(3, 90, length).astype(np.int32),
         loss_mask=mask,
         logprobs=values(-3, -0.1),
-        weight_versions=np.zeros(length, np.int32),
-        turns=np.zeros(length, np.int32),
         advantages=values(-2, 2),
         weights=values(0.01, 0.3),
         proximal_logprobs=values(-3, -0.1) if proximal else None,

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from astuner.types import Call, Episode, Failure, FailureKind, Group, Sample, Task, token_ids
+from tests.spans import spans_of
 
 
 def sample(episode: str, number: int, mask: Sequence[int], version: int = 2) -> Sample:
@@ -23,8 +24,7 @@ def sample(episode: str, number: int, mask: Sequence[int], version: int = 2) -> 
         token_ids=token_ids(range(100, 100 + len(mask))),
         loss_mask=mask_T,
         logprobs=np.where(mask_T, -0.5, 0.0).astype(np.float32),
-        weight_versions=np.where(mask_T, version, -1).astype(np.int32),
-        turns=np.where(mask_T, number, -1).astype(np.int32),
+        spans=spans_of(np.where(mask_T, number, -1), np.where(mask_T, version, -1)),
     )
 
 

@@ -35,6 +35,7 @@ from astuner.backbone.spawned.files import (
 from astuner.backbone.spawned.stacks import answer_for_stacks
 from astuner.errors import UserCodeError
 from astuner.types import Episode
+from tests.spans import spans_of
 from tests.tracking.records import call, episode, sample
 
 PROGRESS = {"actor/pg_loss": 0.5, "actor/grad_norm": 2.0, "actor/lr": 1e-3, "perf/mfu": None}
@@ -48,8 +49,8 @@ def group(step: int, place: int, split: Any = "train") -> GroupRecord:
     for repeat, reward in enumerate((0.0, 1.0) if split == "train" else (step / 10,)):
         key = f"{name}-{repeat}"
         own = call(call_id=key, episode_id=key, weight_versions=versions)
-        row = np.concatenate([[-1, -1], versions]).astype(np.int32)
-        one = sample(sample_id=key, episode_id=key, group_id=name, weight_versions=row)
+        spans = spans_of([-1, -1, 0, 0], [-1, -1, *versions])
+        one = sample(sample_id=key, episode_id=key, group_id=name, spans=spans)
         values: dict[str, Any] = {"episode_id": key, "group_id": name, "split": split}
         values |= {"repeat_index": repeat, "reward": reward, "is_success": None}
         episodes.append(episode(calls=(own,), samples=(one,), turn_rewards=None, **values))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from astuner.types import Episode, Sample, Task, token_ids
+from tests.spans import spans_of
 
 PROMPT = 3
 SHAPES = [[4, 2, 3], [5], [1, 7], [6]]
@@ -35,8 +36,7 @@ def _sample(episode: int, number: int, size: int) -> Sample:
         token_ids=token_ids(range(100, 100 + count)),
         loss_mask=mask,
         logprobs=np.where(mask, -0.5, 0.0).astype(np.float32),
-        weight_versions=np.where(mask, 2 + number, -1).astype(np.int32),
-        turns=np.where(mask, number, -1).astype(np.int32),
+        spans=spans_of(np.where(mask, number, -1), np.where(mask, 2 + number, -1)),
         reward=1.0,
         advantages=advantages.astype(np.float32),
     )

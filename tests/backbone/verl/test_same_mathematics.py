@@ -92,8 +92,6 @@ def weights_of(config: AstunerConfig) -> torch.Tensor:
             token_ids=np.zeros(LONGEST, np.int32),
             loss_mask=np.arange(LONGEST) < length,
             logprobs=np.zeros(LONGEST, np.float32),
-            weight_versions=np.zeros(LONGEST, np.int32),
-            turns=np.zeros(LONGEST, np.int32),
         )
         for row, length in enumerate(LENGTHS)
     ]

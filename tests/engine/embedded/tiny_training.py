@@ -17,6 +17,7 @@ from astuner.engine.embedded.learner import Learner
 from astuner.engine.embedded.weights import LoraSpec, Weights
 from astuner.engine.protocol import LossInput, LossOutput, LossSpec
 from astuner.types import Sample
+from tests.spans import spans_of
 
 from .tiny import VOCAB, tiny_model
 
@@ -99,8 +100,7 @@ def sample(name: str, *parts: tuple[Sequence[int], bool], seed: int = 0) -> Samp
         token_ids=ids,
         loss_mask=mask,
         logprobs=np.where(mask, drawn(-6, -3), 0).astype(np.float32),
-        weight_versions=np.where(mask, 0, -1).astype(np.int32),
-        turns=np.where(mask, 0, -1).astype(np.int32),
+        spans=spans_of(np.where(mask, 0, -1), np.where(mask, 0, -1)),
         advantages=drawn(-1, 1),
         weights=drawn(0.1, 0.3),
     )
