@@ -14,6 +14,7 @@ import numpy as np
 
 from astuner.chat.messages import parse_arguments
 from astuner.chat.protocol import Message, ParsedReply, Tool
+from astuner.chat.renders import remembering
 from astuner.chat.reply import cut_at_stop, structured
 from astuner.chat.tokens import Tokens
 from astuner.chat.tool_formats import TRIPS, FoundCall
@@ -63,10 +64,14 @@ class RenderersCodec:
     def __init__(self, tokenizer: Any, renderer: Any) -> None:
         self._tokens = Tokens(tokenizer)
         self._renderer = renderer
+        self._remembered = remembering(self._render)
         self._family = str(renderer.config.name)
         self.stop_token_ids: tuple[int, ...] = tuple(renderer.get_stop_token_ids())
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
+        return self._remembered(messages, tools)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
         prepared = self._prepared(messages)
         try:
             with self._tokens.lock:

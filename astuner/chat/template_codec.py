@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from astuner.chat.protocol import Message, ParsedReply, Tool
+from astuner.chat.renders import remembering
 from astuner.chat.reply import (
     END_THINK,
     THINK,
@@ -51,11 +52,15 @@ class TemplateCodec:
             )
         end = (self._tokens.added[self._end],) if self._end is not None else ()
         self.stop_token_ids = tuple(dict.fromkeys((*end, *self._tokens.eos_ids())))
+        self._remembered = remembering(self._render)
         self._thinks = END_THINK in self._template.source
         self._format = detect_format(self._template.source, self._tokens)
         self.supports_tools = self._template.supports_tools and self._format is not None
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
+        return self._remembered(messages, tools)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> TokenIds:
         self._template.check(messages, tools)
         if tools and self._format is None:
             raise RequestError(

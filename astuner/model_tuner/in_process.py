@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import cache
 from types import ModuleType
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ class InProcessTransport:
     def __init__(self, app: ASGIApp, http: ModuleType = httpx) -> None:
         self._app = app
         self._http = http
-        self._body: Any = type("_Stream", (_Body, http.AsyncByteStream), {})
+        self._body = _stream_of(http)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         connection = _Connection(await request.aread(), self._http.RemoteProtocolError)
@@ -45,6 +46,12 @@ class InProcessTransport:
 
     async def aclose(self) -> None:
         return
+
+
+@cache
+def _stream_of(http: ModuleType) -> Any:
+    """The body as this library's responses want it."""
+    return type("_Stream", (_Body, http.AsyncByteStream), {})
 
 
 class _Connection:

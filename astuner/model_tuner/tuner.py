@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from astuner.errors import MissingDependency
 from astuner.model_tuner.session import Session
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anthropic import Anthropic, AsyncAnthropic
     from openai import AsyncOpenAI, OpenAI
 
+C = TypeVar("C")
 IN_PROCESS_URL = "http://astuner.in-process/v1"
 GRACE_SECONDS = 30.0
 """Clients wait this much longer than the proxy, so that its error reaches them."""
@@ -100,12 +101,13 @@ class ModelTuner:
                 max_retries=0,
                 timeout=self._session.server.call_timeout + GRACE_SECONDS,
             )
-        return openai.AsyncOpenAI(
+        client = openai.AsyncOpenAI(
             base_url=IN_PROCESS_URL,
             api_key=self._session.agent(agent_name, target_tag).api_key,
             max_retries=0,
             http_client=self._in_process(),
         )
+        return _without_platform(client)
 
     def _in_process(self) -> Any:
         """For the openai SDK, which takes httpx clients, though the type it names is its
@@ -165,12 +167,13 @@ class ModelTuner:
         # The SDK insists on a client of the library it is built on: httpx, or its successor.
         library = anthropic.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0]
         transport: Any = InProcessTransport(self._session.server.app, import_module(library))
-        return anthropic.AsyncAnthropic(
+        client = anthropic.AsyncAnthropic(
             base_url=IN_PROCESS_URL.removesuffix("/v1"),
             api_key=self._session.agent(agent_name, target_tag).api_key,
             max_retries=0,
             http_client=anthropic.DefaultAsyncHttpxClient(transport=transport),
         )
+        return _without_platform(client)
 
     def as_agentscope_model(
         self,
@@ -222,3 +225,10 @@ class ModelTuner:
         if target_tag in spec.untrained_targets:
             return False
         return spec.trainable_targets is None or target_tag in spec.trainable_targets
+
+
+def _without_platform(client: C) -> C:
+    """Keeps a client of either SDK from asking, in a thread, what machine this is, which each
+    would do before its first call, to tell it in a header that nobody here reads."""
+    setattr(client, "_platform", "Unknown")  # noqa: B010 - their own, and not public
+    return client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -297,3 +298,21 @@ async def test_harmless_and_neutral_fields_are_accepted(make: Make) -> None:
         response_format={"type": "text"},
     )
     assert answer.choices[0].message.content == "a"
+
+
+async def test_a_client_starts_no_thread(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each client of its own would ask in one what machine this is, before its first call."""
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+
+    tuner = make("hello").tuner
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    client = tuner.as_raw_openai_sdk_client()
+    await client.chat.completions.create(model="", messages=USER)
+    other = tuner.as_raw_anthropic_sdk_client()
+    await other.messages.create(model="m", max_tokens=8, messages=USER)  # type: ignore[arg-type]
+    assert started == []
