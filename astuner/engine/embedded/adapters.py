@@ -2,29 +2,26 @@
 on its own tokens of a pass that samples.
 
 An adapter (Hu et al. 2021, arXiv 2106.09685) is one flat buffer in the base's dtype,
-seen as the matrices A and B of the layers it targets. A layer that any adapter targets
-has a hook that adds the active one's term to its output, so that making another
-adapter active sets two references a layer and copies nothing, and ranks and targets
-may differ. The base's modules and their names stay as they are. No optimizer, no files.
+seen as the matrices A and B of the layers it targets. The base's layers add the active
+one's term to their outputs (see `linears`), so that making another adapter active sets
+references, and ranks and targets may differ. No optimizer, no files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from astuner.engine.embedded.linears import LINEAR, Factors, Group, grouped
 from astuner.engine.embedded.together import Term, bundles
 from astuner.engine.protocol import LoraSpec
 from astuner.errors import ModelError
 
-LINEAR = (nn.Linear, Conv1D)
 PARTS = ("attn", "mlp", "unembed")
 
 
@@ -84,6 +81,7 @@ class Adapter:
 
     def __init__(self, shape: AdapterShape, flat: Tensor, *, trainable: bool) -> None:
         self.shape = shape
+        self.trainable = trainable
         self.flat = flat
         """[shape.size]; the parameters are views of it."""
         self.parameters: dict[str, nn.Parameter] = {
@@ -108,29 +106,6 @@ class Adapter:
             parameter.data = views[name]
 
 
-class _Place:
-    """The hook of one layer: output += B (scale * A input), of the active adapter, or of each
-    token's own. The small A input is scaled rather than the output, which is changed in place:
-    each pass over an output that is saved counts."""
-
-    __slots__ = ("a", "b", "scale", "terms")
-
-    def __init__(self) -> None:
-        self.scale = 0.0
-        self.clear()
-
-    def clear(self) -> None:
-        self.a: Tensor | None = None
-        self.b: Tensor | None = None
-        self.terms: list[Term[Adapter]] = []
-
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        for term in self.terms:
-            term.add(args[0], output)
-        if self.a is not None and self.b is not None:
-            output.add_(F.linear(F.linear(args[0], self.a).mul_(self.scale), self.b))
-
-
 class LoraLayers:
     """The layers of a base model on which adapters are laid."""
 
@@ -146,7 +121,11 @@ class LoraLayers:
         self.dtype: torch.dtype = first.dtype
         self.recomputing: Sequence[nn.Module] = ()
         """Layers that, in training, recompute their activations instead of keeping them."""
-        self._places: dict[str, _Place] = {}
+        self._groups = grouped(model)
+        self._places: dict[str, tuple[Group, int]] = {
+            name: (group, index) for group in self._groups for index, name in enumerate(group.names)
+        }
+        self._laid: dict[Adapter, Sequence[Factors]] = {}
         self._active: Adapter | None = None
         self._each = False
         """Whether adapters are active on tokens of their own instead."""
@@ -221,10 +200,10 @@ class LoraLayers:
             for layer in self.recomputing:
                 layer.training = training
         if self._each or adapter is not self._active:
-            for place in self._places.values():
-                place.clear()
-            if adapter is not None:
-                self._lay(adapter)
+            for group in self._groups:
+                group.clear()
+            for factors in self._lay([adapter])[adapter] if adapter is not None else ():
+                factors.group.factors = factors
             self._active, self._each = adapter, False
         return self.model
 
@@ -233,31 +212,32 @@ class LoraLayers:
         each, or without any."""
         self.activate(None)
         self._each = True
+        laid = self._lay({adapter: None for adapter, _ in spans if adapter is not None})
         for bundle in bundles(spans, lambda adapter: adapter.shape, self.device):
-            shape = bundle.adapters[0].shape
-            matrices = iter(zip(*(a.parameters.values() for a in bundle.adapters), strict=True))
-            for target in shape.targets:
-                term = Term(bundle, next(matrices), next(matrices), shape.scale)
-                self._place(target).terms.append(term)
+            for of_group in zip(*(laid[adapter] for adapter in bundle.adapters), strict=True):
+                a, b = zip(*(factors.joined() for factors in of_group), strict=True)
+                of_group[0].group.terms.append(Term(bundle, a, b))
         return self.model
 
-    def _place(self, target: Target) -> _Place:
-        return self._places.get(target.name) or self._new_place(target.name)
+    def _lay(self, adapters: Iterable[Adapter]) -> Mapping[Adapter, Sequence[Factors]]:
+        """Their matrices by the base's groups. Those that sampled last are kept."""
+        laid = {adapter: self._laid.get(adapter) or self._factors(adapter) for adapter in adapters}
+        if not any(adapter.trainable for adapter in laid):
+            self._laid = laid
+        return laid
 
-    def _lay(self, adapter: Adapter) -> None:
+    def _factors(self, adapter: Adapter) -> Sequence[Factors]:
+        by_group: dict[Group, dict[int, tuple[Tensor, Tensor]]] = {}
+        matrices = iter(adapter.parameters.values())
         for target in adapter.shape.targets:
-            place = self._place(target)
-            place.a = adapter.parameters[name_of_a(target.name)]
-            place.b = adapter.parameters[name_of_b(target.name)]
-            place.scale = adapter.shape.scale
-
-    def _new_place(self, name: str) -> _Place:
-        place = self._places[name] = _Place()
-        self._layers[name].register_forward_hook(place)
-        return place
+            group, index = self._places[target.name]
+            by_group.setdefault(group, {})[index] = next(matrices), next(matrices)
+        scale, constant = adapter.shape.scale, not adapter.trainable
+        return [Factors(g, m, scale, constant=constant) for g, m in by_group.items()]
 
     def forget(self, adapter: Adapter) -> None:
         """Hold no reference to it any more."""
+        self._laid.pop(adapter, None)
         if self._each or adapter is self._active:
             self.activate(None)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from astuner.engine.embedded.device_thread import Steps
+from astuner.engine.embedded.linears import grouped
 from astuner.engine.embedded.model import EmbeddedModel
 from astuner.engine.embedded.weights import State, Weights, load_transformers
 from astuner.engine.protocol import AdamParams, ForwardBackwardResult, LossSpec
@@ -87,6 +88,7 @@ class Receiver:
         self._check(tensors)
         for name, tensor in tensors.items():
             self._places[name].copy_(tensor)
+        self._weights.states.publish()
         self._weights.version = version
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
@@ -131,6 +133,7 @@ class _OneState:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model.requires_grad_(False)
+        self._groups = grouped(model)
 
     def select(self, state: State) -> nn.Module:
         return self._model
@@ -140,6 +143,8 @@ class _OneState:
 
     def publish(self) -> None:
         """What was received is what samples."""
+        for group in self._groups:
+            group.pack()
 
     def checkpoint_activations(self) -> None:
         _refuse()

@@ -195,10 +195,7 @@ class LoraStates:
         return self.adapter.parameters
 
     def publish(self) -> None:
-        if self._published is None:
-            self._published = self.adapter.copy()
-        else:
-            self._published.flat.copy_(self.adapter.flat)
+        self._published = self.adapter.copy()
 
     def checkpoint_activations(self) -> None:
         self.layers.recomputing = recomputing_layers(self.layers.model)
