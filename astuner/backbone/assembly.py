@@ -6,6 +6,7 @@ closed when the context manager ends, in reverse order. No training in here.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -119,6 +120,7 @@ def workbench(
     """Start the proxy and what stands on it; close both at the end. `settings` take the place
     of the configuration's, e.g. where several processes share its limits."""
     with ExitStack() as stack:
+        stack.enter_context(_loaded_for_good())
         server.start()
         stack.callback(server.close)
         limits = runner_settings(config, in_caller_thread=in_caller_thread)
@@ -129,6 +131,19 @@ def workbench(
         stack.callback(runner.close)
         rollout = Rollout(runner, settings or rollout_settings(config), version, on_episode)
         yield Workbench(server, runner, rollout)
+
+
+@contextmanager
+def _loaded_for_good() -> Generator[None]:
+    """What is loaded by now stays till the end: it is kept from the garbage collector, which
+    would look through all of it (with torch and transformers half a million objects) every
+    few steps, while engine and episodes wait."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def open_server(config: AstunerConfig, engine: Engine, codec: ChatCodec) -> TunerServer:

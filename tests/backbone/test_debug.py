@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -46,6 +47,21 @@ def test_runs_in_order_in_the_main_thread(tmp_path: Path) -> None:
     assert [(here, f"s00000-t00{t}-e0{e}") for t in (0, 1) for e in (0, 1)] == SEEN
     assert result.summary["mean_reward"] == 0.75
     assert result.summary["episodes"] == 4
+
+
+def test_the_collector_passes_over_what_was_loaded_before(tmp_path: Path) -> None:
+    kept: list[int] = []
+
+    class Counting(EarlyLetters):
+        async def execute(self, workflow_task: WorkflowTask, tuner: ModelTuner) -> WorkflowOutput:
+            kept.append(gc.get_freeze_count())
+            return await super().execute(workflow_task, tuner)
+
+    job = tiny_job(Path("unused"), tmp_path, Counting)
+    job.config.debug.model = "fake"
+    debug(job)
+    assert min(kept) > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_the_first_line_of_ones_own_waits_for_nothing_heavy(tmp_path: Path) -> None:
