@@ -1,12 +1,13 @@
 """How long the context tracker takes, and how much memory, as episodes grow.
 
-Builds episodes of 100, 1,000 and 10,000 calls in three shapes and prints, for each, the
-best of three runs. `tokens` are those of the final conversations, `read` those of all
-recorded prompts and completions (what "linear" is measured against: ns/token must not
-grow down a column), `memory` is the peak allocated while building, as a multiple of the
-bytes of the samples' token ids (the finished samples alone are 4.25: ids, mask, logprobs,
-weight versions, turns). Each turn adds 16 tokens, half of them sampled. It does not show the
-time of recording the calls, which is the proxy's.
+Builds episodes of 100, 1,000 and 10,000 calls in six shapes and prints, for each, the
+best of three runs. `tokens` are those of the samples, `read` those of all recorded prompts
+and completions (what "linear" is measured against: ns/token must not grow down a column).
+`peak/ids` is the peak allocated while building, the finished samples with it, as a multiple
+of the 4 bytes of each token's id; `peak/fields` of all that is told of a token (id, mask,
+logprob, weight version, turn: 17 bytes); `samples/ids` is what is left of it once they are
+built. Each turn adds 16 tokens (in `tools` 128), of which 8 are sampled. It does not show the
+time of recording the calls, which is the proxy's, nor the memory of the calls themselves.
 
     python benchmarks/context_tracker.py [--write]
 """
@@ -22,27 +23,28 @@ import numpy as np
 from record import Report
 
 from astuner.context_tracker import build_samples
-from astuner.types import Call, TokenIds
+from astuner.types import Call, Sample, TokenIds
 
 TURN = 16
-"""Tokens a turn adds: half of them context, half sampled."""
+"""Tokens a turn adds, but for long results of tools."""
+SAMPLED = 8
+"""Of them, at the end."""
 SIZES = (100, 1_000, 10_000)
-FINISHED = 4.25
-"""Bytes of a finished sample over those of its token ids."""
+ID, FIELDS = 4, 4 + 1 + 4 + 4 + 4
+"""Bytes of a token's id; and of its id, mask, logprob, weight version and turn."""
 TABLE = "Building the samples"
 
 
 def _call(n: int, ids: TokenIds, agent: str, parent: int | None) -> Call:
-    half = TURN // 2
     return Call(
         call_id=f"c{n}",
         episode_id="e",
         agent_name=agent,
         target_tag="default",
-        prompt_ids=ids[:-half],
-        completion_ids=ids[-half:],
-        logprobs=np.full(half, -1.0, np.float32),
-        weight_versions=np.zeros(half, np.int32),
+        prompt_ids=ids[:-SAMPLED],
+        completion_ids=ids[-SAMPLED:],
+        logprobs=np.full(SAMPLED, -1.0, np.float32),
+        weight_versions=np.zeros(SAMPLED, np.int32),
         finish_reason="stop",
         request={},
         response={},
@@ -86,20 +88,49 @@ def parallel(calls: int) -> list[Call]:
     """All calls share one prompt of 512 tokens and none continues another."""
     prompt = _random(512, 0)
     return [
-        _call(n, np.concatenate([prompt, _random(TURN // 2, n)]), "a", None) for n in range(calls)
+        _call(n, np.concatenate([prompt, _random(SAMPLED, n)]), "a", None) for n in range(calls)
     ]
+
+
+def tools(calls: int) -> list[Call]:
+    """Conversations of up to 100 turns with tools' results of 120 tokens; each starts anew."""
+    made: list[Call] = []
+    for n in range(0, calls, 100):
+        ids = _random(100 * 128, n)
+        for turn in range(100):
+            parent = n + turn - 1 if turn else None
+            made.append(_call(n + turn, ids[: (turn + 1) * 128], "a", parent))
+    return made
+
+
+def agents(calls: int) -> list[Call]:
+    """After each turn, an agent starts another, with a prompt of 256 tokens and for 9 turns."""
+    whole = _random(calls // 10 * TURN, 0)
+    made: list[Call] = []
+    for n in range(calls):
+        turn, inner = divmod(n, 10)
+        if inner == 0:
+            other = _random(256 + 9 * TURN, turn + 1)
+            parent = n - 10 if turn else None
+            made.append(_call(n, whole[: (turn + 1) * TURN], "a", parent))
+        else:
+            parent = n - 1 if inner > 1 else None
+            made.append(_call(n, other[: 256 + inner * TURN], "b", parent))
+    return made
 
 
 SHAPES: dict[str, Callable[[int], list[Call]]] = {
     "linear": linear,
+    "tools": tools,
+    "agents": agents,
     "unhinted": unhinted,
     "forked": forked,
     "parallel": parallel,
 }
 
 
-def _build(calls: list[Call]) -> int:
-    samples = build_samples(
+def _build(calls: list[Call]) -> tuple[Sample, ...]:
+    return build_samples(
         calls,
         group_id="g",
         task_id="t",
@@ -108,6 +139,10 @@ def _build(calls: list[Call]) -> int:
         max_prompt_tokens=None,
         max_total_tokens=None,
     )
+
+
+def _tokens(calls: list[Call]) -> int:
+    samples = _build(calls)
     assert sum(s.num_trained for s in samples) == sum(len(c.completion_ids) for c in calls)
     return sum(len(s.token_ids) for s in samples)
 
@@ -121,12 +156,14 @@ def _seconds(calls: list[Call]) -> float:
     return min(times)
 
 
-def _peak_bytes(calls: list[Call]) -> int:
+def _bytes(calls: list[Call]) -> tuple[int, int]:
+    """At the peak, and of the finished samples."""
     tracemalloc.start()
-    _build(calls)
-    peak = tracemalloc.get_traced_memory()[1]
+    samples = _build(calls)
+    left, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return peak
+    del samples
+    return peak, left
 
 
 def main() -> None:
@@ -137,9 +174,9 @@ def main() -> None:
     for name, shape in SHAPES.items():
         for size in SIZES:
             calls = shape(size)
-            tokens = _build(calls)
+            tokens = _tokens(calls)
             read = sum(len(c.prompt_ids) + len(c.completion_ids) for c in calls)
-            seconds, memory = _seconds(calls), _peak_bytes(calls) / (4 * tokens)
+            seconds, (peak, left) = _seconds(calls), _bytes(calls)
             report.row(
                 TABLE,
                 {
@@ -149,13 +186,15 @@ def main() -> None:
                     "read": read,
                     "seconds": seconds,
                     "ns/token read": seconds / read * 1e9,
-                    "memory": memory,
+                    "peak/ids": peak / (ID * tokens),
+                    "peak/fields": peak / (FIELDS * tokens),
+                    "samples/ids": left / (ID * tokens),
                 },
             )
-        slowest, most = max(slowest, seconds), max(most, memory)
+        slowest, most = max(slowest, seconds), max(most, peak / (ID * tokens))
     report.figure(TABLE, "tracker, seconds for 10,000 calls, worst shape", slowest, "under 1")
-    share = most / FINISHED
-    report.figure(TABLE, "tracker, peak memory / finished samples, worst shape", share, "at most 3")
+    name = "tracker, peak memory / token ids, 10,000 calls, worst shape"
+    report.figure(TABLE, name, most, "at most 3")
 
 
 if __name__ == "__main__":

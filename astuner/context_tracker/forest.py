@@ -3,7 +3,7 @@
 One whose prompt + completion its own prompt starts with, token for token: the recorded
 parent or the agent's previous call where that holds, else the longest such call, found
 by the hash of every prefix that is as long as some call. Linear in the tokens of all
-prompts, and blind to what the tokens mean.
+prompts (comparing takes about 0.3 ns a token, hashing 2.5), and blind to what they mean.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from astuner.types import Call, TokenIds
 
 _BLOCK = 8192
 """Tokens hashed at a time: few enough for the processor's cache."""
+_ENDS = 16
+"""With how many ends of conversations a prompt is compared before it is hashed."""
 
 
 def length(call: Call) -> int:
@@ -78,6 +80,8 @@ class _PrefixIndex:
         self._is_an_end[ends] = True
         self._hashes = np.zeros(len(calls), np.int64)
         self._hashed = 0
+        self._ends: dict[int, None] = {}
+        """The latest calls that no other continues."""
         self._shift = 64 - bits
         self._latest = np.full(2**bits, -1, np.int32)
         """By the upper bits of a hash, the latest call that has them, or -1."""
@@ -91,16 +95,28 @@ class _PrefixIndex:
         for i in range(self._hashed, len(parents)):
             self._add(i, parents[i])
         self._hashed = len(parents)
-        found: list[NDArray[np.int64]] = []
-        for at, hashes in self._running(ids):
+        near = self._end_within(ids)
+        done = 0 if near is None else length(self._calls[near])
+        total = 0 if near is None else int(self._hashes[near])
+        found = [np.full(1, total)]
+        for at, hashes in self._running(ids[done:], done, total):
             hashes = hashes[self._is_an_end[at + 1 : at + 1 + len(hashes)]]
             found.append(hashes[self._latest[self._upper_bits(hashes)] >= 0])
         for total in np.concatenate(found)[::-1]:
             i = int(self._latest[self._upper_bits(total)])
             while i >= 0:
-                if self._hashes[i] == total and starts_with(ids, self._calls[i]):
+                if self._hashes[i] == total and (i == near or starts_with(ids, self._calls[i])):
                     return i
                 i = int(self._earlier[i])
+        return None
+
+    def _end_within(self, ids: TokenIds) -> int | None:
+        """A conversation's last call that `ids` starts with: what it says need not be hashed."""
+        for i in reversed(self._ends):
+            call, end = self._calls[i], length(self._calls[i])
+            alike = end <= len(ids) and ids[end - 1] == call.completion_ids[-1]
+            if alike and starts_with(ids, call):
+                return i
         return None
 
     def _add(self, i: int, parent: int | None) -> None:
@@ -116,6 +132,11 @@ class _PrefixIndex:
         place = self._upper_bits(self._hashes[i])
         self._earlier[i] = self._latest[place]
         self._latest[place] = i
+        if len(call.completion_ids):
+            self._ends.pop(i if parent is None else parent, None)
+            self._ends[i] = None
+        if len(self._ends) > _ENDS:
+            del self._ends[next(iter(self._ends))]
 
     def _running(
         self, ids: TokenIds, at: int = 0, total: int = 0

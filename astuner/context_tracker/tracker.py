@@ -97,7 +97,9 @@ def build_samples(
             timeline.fate = _Fate.TOO_LONG
     _give_spans(timelines, ordered)
     samples: list[Sample] = []
-    for n, timeline in enumerate(timelines):
+    timelines.reverse()
+    while timelines:
+        timeline = timelines.pop()  # It goes once its sample is made, unless others fork from it.
         last = ordered[timeline.turns[-1]]
         whole = length(last)
         keep = whole if max_total_tokens is None else min(whole, max_total_tokens)
@@ -107,7 +109,7 @@ def build_samples(
         loss_mask, timeline.logprobs = _mask_and_logprobs(timeline, ordered, keep)
         samples.append(
             Sample(
-                sample_id=f"{last.episode_id}/{n}",
+                sample_id=f"{last.episode_id}/{len(samples)}",
                 episode_id=last.episode_id,
                 group_id=group_id,
                 task_id=task_id,

@@ -140,13 +140,16 @@ def test_every_token_is_trained_or_masked_for_a_reason(
 
 
 @quick
-@given(episodes(), st.sampled_from([1, 2, 5, 8192]))
-def test_a_parent_is_the_longest_call_the_prompt_starts_with(calls: list[Call], block: int) -> None:
+@given(episodes(), st.sampled_from([1, 2, 5, 8192]), st.sampled_from([0, 1, 16]))
+def test_a_parent_is_the_longest_call_the_prompt_starts_with(
+    calls: list[Call], block: int, ends: int
+) -> None:
     """Against the plain quadratic search; without hints, so that the hashes must find it, also
-    where prompts are longer than what is hashed at a time."""
+    where prompts are longer than what is hashed at a time and ends are more than are kept."""
     ordered = [replace(c, parent_id=None, agent_name=str(i)) for i, c in enumerate(in_order(calls))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forest, "_BLOCK", block)
+        patch.setattr(forest, "_ENDS", ends)
         parents = find_parents(ordered)
     for i, parent in enumerate(parents):
         prefixes = [j for j in range(i) if starts_with(ordered[i].prompt_ids, ordered[j])]
