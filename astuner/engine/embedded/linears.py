@@ -44,9 +44,9 @@ class Group:
         self.terms: list[Term[Any]] = []
         """Instead: those of adapters on tokens of their own."""
         self._input: Tensor | None = None
-        self._output: Tensor | None = None
+        self._outputs: Sequence[Tensor] = ()
         for index, module in enumerate(modules):
-            vars(module)["forward"] = partial(self._of, index) if modules[1:] else self
+            vars(module)["forward"] = partial(self._of, index)
         self.pack()
 
     @torch.no_grad()
@@ -62,22 +62,23 @@ class Group:
 
     def _of(self, index: int, inputs: Tensor) -> Tensor:
         """One layer's output; the first that gets an input computes it for all."""
-        if self._output is None or inputs is not self._input:
-            self._input, self._output = inputs, self(inputs)
-        start = sum(self.widths[:index])
-        part = self._output[..., start : start + self.widths[index]]
+        if not self._outputs or inputs is not self._input:
+            self._input, self._outputs = inputs, self(inputs)
+        output = self._outputs[index]
         if index == len(self.widths) - 1:
-            self._input = self._output = None
-        return part
+            self._input, self._outputs = None, ()
+        return output
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """[..., I] to [..., O], O of all layers."""
+    def __call__(self, inputs: Tensor) -> Sequence[Tensor]:
+        """[..., I] to [..., O] of each layer."""
         if self.factors is not None:
             return _product(inputs, self, *self.factors.joined())
-        output = _product(inputs, self, None, None)
+        if not self.terms:
+            return _product(inputs, self, None, None)
+        output = self.base(inputs)
         for term in self.terms:
             term.add(inputs, output)
-        return output
+        return _apart(output, self)
 
     def base(self, inputs: Tensor) -> Tensor:
         """Without any adapter; no gradient."""
@@ -87,9 +88,9 @@ class Group:
             inputs, self._packed, self._bias_O, "none", [], ""
         )
 
-    def of_gradient(self, gradient: Tensor) -> Tensor:
-        """[N, I] of the output's [N, O]."""
-        return gradient.mm(self._weight_OI)
+    def of_gradients(self, gradients_NO: Sequence[Tensor]) -> Tensor:
+        """[N, I] of the outputs' [N, O]."""
+        return _sum_of_products(gradients_NO, self._weight_OI.split(self.widths))
 
 
 class Factors:
@@ -124,39 +125,39 @@ class Factors:
 
 
 class _Product(torch.autograd.Function):
-    """y = x W' + x A' B', with gradients of x, A and B."""
+    """y = x W' + x A' B' of each layer, with gradients of x, A and B."""
 
     @staticmethod
     def forward(
         ctx: Any, inputs: Tensor, group: Group, a: Tensor | None, b: Tensor | None
-    ) -> Tensor:
-        output, hidden = _compute(inputs, group, a, b)
+    ) -> tuple[Tensor, ...]:
+        outputs, hidden = _compute(inputs, group, a, b)
         ctx.save_for_backward(inputs, hidden, a, b)
         ctx.group = group
-        return output
+        return outputs
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, gradient: Tensor
+        ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, ...]:
         inputs, hidden, a, b = ctx.saved_tensors
-        gradient_NO = gradient.reshape(-1, gradient.shape[-1])
+        by_layer = [_rows(gradient) for gradient in gradients]
         d_inputs = d_a = d_b = None
         if ctx.needs_input_grad[0]:
-            d_inputs = ctx.group.of_gradient(gradient_NO)
+            d_inputs = ctx.group.of_gradients(by_layer)
         if a is not None:
-            d_hidden = gradient_NO.mm(b)
+            d_hidden = _sum_of_products(by_layer, b.split(ctx.group.widths))
             if d_inputs is not None:
                 d_inputs.addmm_(d_hidden, a)
             if ctx.needs_input_grad[2]:
-                d_a = d_hidden.t().mm(inputs.reshape(-1, inputs.shape[-1]))
-                d_b = gradient_NO.t().mm(hidden.reshape(-1, hidden.shape[-1]))
+                d_a = d_hidden.t().mm(_rows(inputs))
+                d_b = torch.cat([gradient.t().mm(_rows(hidden)) for gradient in by_layer])
         d_inputs = None if d_inputs is None else d_inputs.view(inputs.shape)
         return d_inputs, None, d_a, d_b
 
 
-def _product(inputs: Tensor, group: Group, a: Tensor | None, b: Tensor | None) -> Tensor:
+def _product(inputs: Tensor, group: Group, a: Tensor | None, b: Tensor | None) -> Sequence[Tensor]:
     if torch.is_grad_enabled():
         return _Product.apply(inputs, group, a, b)  # pyright: ignore[reportReturnType]
     return _compute(inputs, group, a, b)[0]
@@ -164,13 +165,34 @@ def _product(inputs: Tensor, group: Group, a: Tensor | None, b: Tensor | None) -
 
 def _compute(
     inputs: Tensor, group: Group, a: Tensor | None, b: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The output, and the A input. The output is changed in place: each pass over it counts."""
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """The outputs, and the A input."""
     output = group.base(inputs)
     if a is None or b is None:
-        return output, None
+        return _apart(output, group), None
     hidden = F.linear(inputs, a)
-    return output.add_(F.linear(hidden, b)), hidden
+    term = F.linear(hidden, b)
+    if len(group.widths) == 1:
+        return (output.add_(term),), hidden
+    both = zip(output.split(group.widths, -1), term.split(group.widths, -1), strict=True)
+    return tuple(one + other for one, other in both), hidden
+
+
+def _apart(output: Tensor, group: Group) -> tuple[Tensor, ...]:
+    """Each layer's own, one token after the other as above: SiLU has other bits, and takes
+    twice as long, where there are gaps."""
+    return tuple(part.contiguous() for part in output.split(group.widths, -1))
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _sum_of_products(parts: Sequence[Tensor], matrices: Sequence[Tensor]) -> Tensor:
+    total = parts[0].mm(matrices[0])
+    for part, matrix in zip(parts[1:], matrices[1:], strict=True):
+        total.addmm_(part, matrix)
+    return total
 
 
 # ---------------------------------------------------------------- weights

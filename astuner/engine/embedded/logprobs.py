@@ -54,7 +54,7 @@ class _TokenLogprobs(torch.autograd.Function):
         start = 0
         for chunk, out in zip(_chunks(logits_RV), _chunks(out_RV), strict=True):
             part = slice(start, start + len(chunk))
-            softmax = chunk.to(torch.float32, copy=True).div_(ctx.temperature)
+            softmax = _scaled(chunk, ctx.temperature)
             softmax.sub_(normaliser_R[part, None]).exp_()
             out.copy_(softmax.mul_(-total_R[part, None]))
             start = part.stop
@@ -65,12 +65,18 @@ class _TokenLogprobs(torch.autograd.Function):
 def _normalise(logits_RV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """log sum exp and entropy of each row, read off the softmax that sampling uses: another
     way to sum up a large vocabulary differs by 1e-5."""
-    scaled = logits_RV.to(torch.float32, copy=True).div_(temperature)
+    scaled = _scaled(logits_RV, temperature)
     probs = scaled.softmax(-1)
     log_top = probs.amax(-1).log()
     top = scaled.amax(-1)
     scaled.sub_(top[:, None]).clamp_(min=-1e30)  # 0 * -inf of an impossible token is not 0
     return top - log_top, -log_top - probs.mul_(scaled).sum(-1)
+
+
+def _scaled(logits_RV: Tensor, temperature: float) -> Tensor:
+    """Float32, in memory of its own."""
+    scaled = logits_RV.to(torch.float32, copy=True)
+    return scaled if temperature == 1 else scaled.div_(temperature)
 
 
 def _chunks(rows_RV: Tensor) -> tuple[Tensor, ...]:
