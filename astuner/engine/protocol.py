@@ -44,6 +44,9 @@ class SamplingParams:
     session: str = ""
     """Whose call it is: an engine of several replicas may keep a session on one, for its
     prefix cache. Never changes what is sampled."""
+    whole: bool = False
+    """Nobody looks at the reply before it is finished: an engine may hand over all of it in
+    one chunk, and spare its reader the other ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,8 @@ class Reply:
         prompt = prompt_digest(turn.prompt_ids)
         occurrence = session.occurrence(prompt)
         seed = self._seed(prompt, occurrence)
-        params = replace(turn.params, seed=seed, session=session.spec.episode_id)
+        whole = on_growth is None and not turn.stops
+        params = replace(turn.params, seed=seed, session=session.spec.episode_id, whole=whole)
         finished = False
         try:
             await self._collect(engine, params, on_growth)

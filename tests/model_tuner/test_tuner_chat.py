@@ -316,3 +316,13 @@ async def test_a_client_starts_no_thread(make: Make, monkeypatch: pytest.MonkeyP
     other = tuner.as_raw_anthropic_sdk_client()
     await other.messages.create(model="m", max_tokens=8, messages=USER)  # type: ignore[arg-type]
     assert started == []
+
+
+async def test_the_engine_is_told_when_nobody_looks_before_the_end(make: Make) -> None:
+    world = make("hello")
+    create = world.tuner.as_raw_openai_sdk_client().chat.completions.create
+    await create(model="", messages=USER)
+    await create(model="", messages=USER, stop="l")
+    async for _ in await create(model="", messages=USER, stream=True):
+        pass
+    assert [params.whole for params in world.engine.params] == [True, False, False]

@@ -19,7 +19,9 @@ from astuner.errors import EngineError
 class Mailbox:
     """One request's chunks. Made, and read, on the consumer's event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = False) -> None:
+        """`whole`: the consumer is woken for the end only."""
+        self.whole = whole
         self.loop = asyncio.get_running_loop()
         self.cancelled = False
         """Set by either side: nobody will read on."""
@@ -69,6 +71,8 @@ class Outbox:
 
     def put(self, mailbox: Mailbox, item: TokenChunk | EngineError) -> None:
         mailbox.drop(item)
+        if mailbox.whole and isinstance(item, TokenChunk) and item.finish_reason is None:
+            return
         self._by_loop.setdefault(mailbox.loop, []).append(mailbox)
 
     def flush(self) -> None:

@@ -116,7 +116,7 @@ class Runtime:
     async def _stream(
         self, prompt: TokenIds, params: SamplingParams, weights: str, tenant: str
     ) -> AsyncGenerator[TokenChunk]:
-        mailbox = Mailbox()
+        mailbox = Mailbox(whole=params.whole)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         request = Request(prompt, params, seed, mailbox, weights, tenant)
         self._thread.post(partial(self._scheduler.add, request))
