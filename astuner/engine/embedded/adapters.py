@@ -10,14 +10,14 @@ references, and ranks and targets may differ. No optimizer, no files.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from astuner.engine.embedded.linears import LINEAR, Factors, Group, grouped
+from astuner.engine.embedded.linears import Group, Lora, grouped, is_linear
 from astuner.engine.embedded.together import Term, bundles
 from astuner.engine.protocol import LoraSpec
 from astuner.errors import ModelError
@@ -81,7 +81,6 @@ class Adapter:
 
     def __init__(self, shape: AdapterShape, flat: Tensor, *, trainable: bool) -> None:
         self.shape = shape
-        self.trainable = trainable
         self.flat = flat
         """[shape.size]; the parameters are views of it."""
         self.parameters: dict[str, nn.Parameter] = {
@@ -112,7 +111,7 @@ class LoraLayers:
     def __init__(self, model: nn.Module) -> None:
         self.model = model.requires_grad_(False)
         self._layers: Mapping[str, nn.Module] = {
-            name: module for name, module in model.named_modules() if isinstance(module, LINEAR)
+            name: module for name, module in model.named_modules() if is_linear(module)
         }
         head: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
         self._head = next((n for n, module in self._layers.items() if module is head), "")
@@ -125,7 +124,6 @@ class LoraLayers:
         self._places: dict[str, tuple[Group, int]] = {
             name: (group, index) for group in self._groups for index, name in enumerate(group.names)
         }
-        self._laid: dict[Adapter, Sequence[Factors]] = {}
         self._active: Adapter | None = None
         self._each = False
         """Whether adapters are active on tokens of their own instead."""
@@ -199,11 +197,13 @@ class LoraLayers:
             self._training = training
             for layer in self.recomputing:
                 layer.training = training
+        for group in self._groups:
+            group.drop()
         if self._each or adapter is not self._active:
             for group in self._groups:
                 group.clear()
-            for factors in self._lay([adapter])[adapter] if adapter is not None else ():
-                factors.group.factors = factors
+            for group, matrices in self._by_group(adapter).items() if adapter else ():
+                group.lora = Lora(matrices, adapter.shape.scale)
             self._active, self._each = adapter, False
         return self.model
 
@@ -212,32 +212,25 @@ class LoraLayers:
         each, or without any."""
         self.activate(None)
         self._each = True
-        laid = self._lay({adapter: None for adapter, _ in spans if adapter is not None})
         for bundle in bundles(spans, lambda adapter: adapter.shape, self.device):
-            for of_group in zip(*(laid[adapter] for adapter in bundle.adapters), strict=True):
-                a, b = zip(*(factors.joined() for factors in of_group), strict=True)
-                of_group[0].group.terms.append(Term(bundle, a, b))
+            shape = bundle.adapters[0].shape
+            matrices = iter(zip(*(a.parameters.values() for a in bundle.adapters), strict=True))
+            for target in shape.targets:
+                group, index = self._places[target.name]
+                term = Term(bundle, next(matrices), next(matrices), shape.scale)
+                group.terms.append((index, term))
         return self.model
 
-    def _lay(self, adapters: Iterable[Adapter]) -> Mapping[Adapter, Sequence[Factors]]:
-        """Their matrices by the base's groups. Those that sampled last are kept."""
-        laid = {adapter: self._laid.get(adapter) or self._factors(adapter) for adapter in adapters}
-        if not any(adapter.trainable for adapter in laid):
-            self._laid = laid
-        return laid
-
-    def _factors(self, adapter: Adapter) -> Sequence[Factors]:
+    def _by_group(self, adapter: Adapter) -> Mapping[Group, Mapping[int, tuple[Tensor, Tensor]]]:
         by_group: dict[Group, dict[int, tuple[Tensor, Tensor]]] = {}
         matrices = iter(adapter.parameters.values())
         for target in adapter.shape.targets:
             group, index = self._places[target.name]
             by_group.setdefault(group, {})[index] = next(matrices), next(matrices)
-        scale, constant = adapter.shape.scale, not adapter.trainable
-        return [Factors(g, m, scale, constant=constant) for g, m in by_group.items()]
+        return by_group
 
     def forget(self, adapter: Adapter) -> None:
         """Hold no reference to it any more."""
-        self._laid.pop(adapter, None)
         if self._each or adapter is self._active:
             self.activate(None)
 

@@ -3,13 +3,14 @@
 Layers that get the same input (q, k and v; gate and up) are one product, and the term of a
 LoRA adapter (Hu et al. 2021, arXiv 2106.09685) is added within it. On CPU the weights are
 packed once in the layout of oneDNN's kernels: packing them anew in each product takes up to
-as long as the product of the few tokens that are decoded at a time. The model's modules keep
-their names, and their weights, which become views. No adapters by name, no optimizer.
+as long as the product of the few tokens that are decoded at a time. This copy of the weights
+stands beside the model's own, whose modules keep their names. No adapters by name, no optimizer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,6 @@ from transformers.pytorch_utils import Conv1D
 
 from astuner.engine.embedded.together import Term
 
-LINEAR = (nn.Linear, Conv1D)
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """What transformers calls layers of one parent that get the same input. In a model that gives
 them different ones the results are the same, and slower."""
@@ -29,23 +29,31 @@ DECODED = 64
 """Tokens of a product for which weights are packed; oneDNN lays them out alike for others."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """What one adapter adds to a group."""
+
+    matrices: Mapping[int, tuple[Tensor, Tensor]]
+    """A [rank, I] and B [O, rank] of the layers that it changes, by their number."""
+    scale: float
+
+
 class Group:
-    """Layers that are computed together: their outputs stand side by side."""
+    """Layers that are computed together: their weights stand side by side."""
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self.names = tuple(layers)
-        modules = list(layers.values())
-        weights = [_weight(module) for module in modules]
+        self._modules = list(layers.values())
+        weights = [_weight(module) for module in self._modules]
         self.widths = tuple(len(weight) for weight in weights)
-        self._modules = modules
-        self._weight_OI = _side_by_side(modules, weights)
-        self.factors: Factors | None = None
+        self._weight_OI = _side_by_side(self._modules, weights)
+        self.lora: Lora | None = None
         """Of the adapter that is active."""
-        self.terms: list[Term[Any]] = []
-        """Instead: those of adapters on tokens of their own."""
+        self.terms: list[tuple[int, Term[Any]]] = []
+        """Instead: those of adapters on tokens of their own, with the layer's number."""
         self._input: Tensor | None = None
-        self._outputs: Sequence[Tensor] = ()
-        for index, module in enumerate(modules):
+        self._outputs: dict[int, Tensor] = {}
+        for index, module in enumerate(self._modules):
             vars(module)["forward"] = partial(self._of, index)
         self.pack()
 
@@ -57,83 +65,65 @@ class Group:
 
     def clear(self) -> None:
         """No adapter."""
-        self.factors = None
+        self.lora = None
         self.terms = []
+
+    def drop(self) -> None:
+        """What is left of a pass that broke off, and its graph."""
+        self._input, self._outputs = None, {}
 
     def _of(self, index: int, inputs: Tensor) -> Tensor:
         """One layer's output; the first that gets an input computes it for all."""
-        if not self._outputs or inputs is not self._input:
-            self._input, self._outputs = inputs, self(inputs)
-        output = self._outputs[index]
-        if index == len(self.widths) - 1:
-            self._input, self._outputs = None, ()
+        if inputs is not self._input or index not in self._outputs:
+            self._input, self._outputs = inputs, dict(enumerate(self(inputs)))
+        output = self._outputs.pop(index)
+        if not self._outputs:
+            self._input = None
         return output
 
     def __call__(self, inputs: Tensor) -> Sequence[Tensor]:
         """[..., I] to [..., O] of each layer."""
-        if self.factors is not None:
-            return _product(inputs, self, *self.factors.joined())
-        if not self.terms:
-            return _product(inputs, self, None, None)
-        output = self.base(inputs)
-        for term in self.terms:
-            term.add(inputs, output)
-        return _apart(output, self)
+        if self.terms:
+            outputs = self.apart(self.base(inputs))
+            for index, term in self.terms:
+                term.add(inputs, outputs[index])
+            return outputs
+        matrices = [m for pair in self.lora.matrices.values() for m in pair] if self.lora else []
+        if torch.is_grad_enabled():
+            return _Product.apply(inputs, self, self.lora, *matrices)  # pyright: ignore[reportReturnType]
+        return _compute(inputs, self, self.lora)[0]
 
     def base(self, inputs: Tensor) -> Tensor:
-        """Without any adapter; no gradient."""
+        """Of all layers, without any adapter; no gradient."""
         if self._packed is None:
             return F.linear(inputs, self._weight_OI, self._bias_O)
         return torch.ops.mkldnn._linear_pointwise(
             inputs, self._packed, self._bias_O, "none", [], ""
         )
 
+    def apart(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """Each layer's own. SiLU has other bits, and takes longer, on memory with gaps."""
+        return tuple(part.contiguous() for part in outputs.split(self.widths, -1))
+
     def of_gradients(self, gradients_NO: Sequence[Tensor]) -> Tensor:
         """[N, I] of the outputs' [N, O]."""
-        return _sum_of_products(gradients_NO, self._weight_OI.split(self.widths))
-
-
-class Factors:
-    """scale * A, and B, of the layers of a group that an adapter changes, by their number."""
-
-    def __init__(
-        self,
-        group: Group,
-        by_index: Mapping[int, tuple[Tensor, Tensor]],
-        scale: float,
-        *,
-        constant: bool,
-    ) -> None:
-        self.group = group
-        self._by_index = by_index
-        self._scale = scale
-        self._constant = constant
-        self._kept: tuple[Tensor, Tensor] | None = None
-
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """scale * A [R, I] and B [O, R] of the group, R the ranks of all; B is 0 where one
-        layer's outputs meet another's ranks. Made once if they are constant."""
-        if self._kept is not None:
-            return self._kept
-        a = torch.cat([a for a, _ in self._by_index.values()]) * self._scale
-        absent = ((a, a.new_zeros(width, 0)) for width in self.group.widths)
-        pairs = [self._by_index.get(index, none) for index, none in enumerate(absent)]
-        joined = a, torch.block_diag(*(b for _, b in pairs))
-        if self._constant:
-            self._kept = joined
-        return joined
+        weights = self._weight_OI.split(self.widths)
+        total = gradients_NO[0].mm(weights[0])
+        for gradient, weight in zip(gradients_NO[1:], weights[1:], strict=True):
+            total.addmm_(gradient, weight)
+        return total
 
 
 class _Product(torch.autograd.Function):
-    """y = x W' + x A' B' of each layer, with gradients of x, A and B."""
+    """y = x W' + scale * x A' B' of each layer, with gradients of x, A and B."""
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, group: Group, a: Tensor | None, b: Tensor | None
+        ctx: Any, inputs: Tensor, group: Group, lora: Lora | None, *matrices: Tensor
     ) -> tuple[Tensor, ...]:
-        outputs, hidden = _compute(inputs, group, a, b)
-        ctx.save_for_backward(inputs, hidden, a, b)
-        ctx.group = group
+        outputs, hidden = _compute(inputs, group, lora)
+        ctx.save_for_backward(inputs, *hidden, *matrices)
+        ctx.group, ctx.lora = group, lora
         return outputs
 
     @staticmethod
@@ -141,68 +131,59 @@ class _Product(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, ...]:
-        inputs, hidden, a, b = ctx.saved_tensors
+        lora: Lora | None = ctx.lora
+        inputs, *saved = ctx.saved_tensors
         by_layer = [_rows(gradient) for gradient in gradients]
-        d_inputs = d_a = d_b = None
-        if ctx.needs_input_grad[0]:
-            d_inputs = ctx.group.of_gradients(by_layer)
-        if a is not None:
-            d_hidden = _sum_of_products(by_layer, b.split(ctx.group.widths))
+        d_inputs = ctx.group.of_gradients(by_layer) if ctx.needs_input_grad[0] else None
+        d_matrices: list[Tensor | None] = []
+        changed = list(lora.matrices) if lora else []
+        hiddens, matrices = saved[: len(changed)], saved[len(changed) :]
+        for i, hidden, a, b in zip(changed, hiddens, matrices[::2], matrices[1::2], strict=True):
+            d_hidden = by_layer[i].mm(b).mul_(lora.scale if lora else 1.0)
             if d_inputs is not None:
                 d_inputs.addmm_(d_hidden, a)
-            if ctx.needs_input_grad[2]:
-                d_a = d_hidden.t().mm(_rows(inputs))
-                d_b = torch.cat([gradient.t().mm(_rows(hidden)) for gradient in by_layer])
+            d_matrices += d_hidden.t().mm(_rows(inputs)), by_layer[i].t().mm(_rows(hidden))
         d_inputs = None if d_inputs is None else d_inputs.view(inputs.shape)
-        return d_inputs, None, d_a, d_b
-
-
-def _product(inputs: Tensor, group: Group, a: Tensor | None, b: Tensor | None) -> Sequence[Tensor]:
-    if torch.is_grad_enabled():
-        return _Product.apply(inputs, group, a, b)  # pyright: ignore[reportReturnType]
-    return _compute(inputs, group, a, b)[0]
+        return d_inputs, None, None, *d_matrices
 
 
 def _compute(
-    inputs: Tensor, group: Group, a: Tensor | None, b: Tensor | None
-) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """The outputs, and the A input."""
+    inputs: Tensor, group: Group, lora: Lora | None
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """The outputs, and scale * A input of each layer that the adapter changes: that is scaled
+    rather than the output, as each pass over an output counts."""
     output = group.base(inputs)
-    if a is None or b is None:
-        return _apart(output, group), None
-    hidden = F.linear(inputs, a)
-    term = F.linear(hidden, b)
-    if len(group.widths) == 1:
-        return (output.add_(term),), hidden
-    both = zip(output.split(group.widths, -1), term.split(group.widths, -1), strict=True)
-    return tuple(one + other for one, other in both), hidden
-
-
-def _apart(output: Tensor, group: Group) -> tuple[Tensor, ...]:
-    """Each layer's own, one token after the other as above: SiLU has other bits, and takes
-    twice as long, where there are gaps."""
-    return tuple(part.contiguous() for part in output.split(group.widths, -1))
+    if lora is None:
+        return group.apart(output), []
+    outputs, hiddens = list(output.split(group.widths, -1)), list[Tensor]()
+    for index, part in enumerate(outputs):
+        if index not in lora.matrices:
+            outputs[index] = part.contiguous()
+            continue
+        a, b = lora.matrices[index]
+        hiddens.append(F.linear(inputs, a).mul_(lora.scale))
+        term = F.linear(hiddens[-1], b)
+        outputs[index] = part.add_(term) if part.is_contiguous() else part + term
+    return tuple(outputs), hiddens
 
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _sum_of_products(parts: Sequence[Tensor], matrices: Sequence[Tensor]) -> Tensor:
-    total = parts[0].mm(matrices[0])
-    for part, matrix in zip(parts[1:], matrices[1:], strict=True):
-        total.addmm_(part, matrix)
-    return total
-
-
 # ---------------------------------------------------------------- weights
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether it is a plain linear layer; some routers and quantised layers are more."""
+    return type(layer).forward in (nn.Linear.forward, Conv1D.forward)
 
 
 def grouped(model: nn.Module) -> list[Group]:
     """All linear layers of the model, which from now on are computed by these groups."""
     groups: list[Group] = []
     for path, parent in model.named_modules():
-        layers = {n: m for n, m in parent.named_children() if isinstance(m, LINEAR)}
+        layers = {n: m for n, m in parent.named_children() if is_linear(m)}
         for names in _together(layers):
             groups.append(Group({f"{path}.{n}".lstrip("."): layers[n] for n in names}))
     return groups
@@ -243,10 +224,13 @@ def _biases(layers: Sequence[nn.Module]) -> Tensor | None:
 
 
 def _packed(weight_OI: Tensor) -> Tensor | None:
-    """None where there are no such kernels: on another device, for this dtype, or on this CPU."""
+    """A copy in oneDNN's layout; None where it has no such kernels: on another device, or in a
+    dtype that this CPU does not know."""
     if weight_OI.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
     try:
         return torch.ops.mkldnn._reorder_linear_weight(weight_OI, DECODED)
-    except RuntimeError:  # what it says: "bf16 path needs the cpu support ..."
+    except RuntimeError as error:
+        if "needs the cpu support" not in str(error):
+            raise
         return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import replace
+from itertools import chain
 
 from astuner.engine.protocol import TokenChunk
 from astuner.errors import EngineError
@@ -47,20 +48,23 @@ class Mailbox:
             raise first
         return self._join(first)
 
-    def _join(self, chunk: TokenChunk) -> TokenChunk:
+    def _join(self, first: TokenChunk) -> TokenChunk:
+        chunks = [first]
         while self._items:
             item = self._items[0]
-            if isinstance(item, EngineError) or item.weight_version != chunk.weight_version:
+            if isinstance(item, EngineError) or item.weight_version != first.weight_version:
                 break
             self._items.popleft()
-            chunk = replace(
-                chunk,
-                token_ids=chunk.token_ids + item.token_ids,
-                logprobs=chunk.logprobs + item.logprobs,
-                top_logprobs=chunk.top_logprobs + item.top_logprobs,
-                finish_reason=item.finish_reason,
-            )
-        return chunk
+            chunks.append(item)
+        if len(chunks) == 1:
+            return first
+        return replace(
+            first,
+            token_ids=tuple(chain.from_iterable(c.token_ids for c in chunks)),
+            logprobs=tuple(chain.from_iterable(c.logprobs for c in chunks)),
+            top_logprobs=tuple(chain.from_iterable(c.top_logprobs for c in chunks)),
+            finish_reason=chunks[-1].finish_reason,
+        )
 
 
 class Outbox:

@@ -90,10 +90,11 @@ class Term(Generic[T]):
     """N matrices [rank, inputs]."""
     b: Sequence[Tensor]
     """N matrices [outputs, rank]."""
+    scale: float
 
     def add(self, inputs: Tensor, output: Tensor) -> None:
-        """Output [..., O] += B A input [..., I], of each token's adapter. Raises EngineError
-        for a layer that does not get all tokens, or none."""
+        """Output [..., O] += B (scale * A input [..., I]), of each token's adapter. Raises
+        EngineError for a layer that does not get all tokens, or none."""
         x_TI, y_TO = inputs.reshape(-1, inputs.shape[-1]), output.view(-1, output.shape[-1])
         if len(x_TI) == 0:  # no logits are asked for
             return
@@ -103,7 +104,7 @@ class Term(Generic[T]):
                 "it cannot tell whose they are."
             )
         x_NMI = x_TI.index_select(0, self.bundle.gather).view(len(self.a), -1, x_TI.shape[-1])
-        y_NMO = products(products(x_NMI, self.a), self.b)
+        y_NMO = products(products(x_NMI, self.a).mul_(self.scale), self.b)
         y_TO[self.bundle.rows] += y_NMO.flatten(0, 1).index_select(0, self.bundle.kept)
 
 

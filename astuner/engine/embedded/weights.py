@@ -195,7 +195,10 @@ class LoraStates:
         return self.adapter.parameters
 
     def publish(self) -> None:
-        self._published = self.adapter.copy()
+        if self._published is None:
+            self._published = self.adapter.copy()
+        else:
+            self._published.flat.copy_(self.adapter.flat)
 
     def checkpoint_activations(self) -> None:
         self.layers.recomputing = recomputing_layers(self.layers.model)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from astuner.engine.embedded import linears
-from astuner.engine.embedded.linears import Factors, grouped
+from astuner.engine.embedded.linears import Lora, grouped
 
 pytestmark = pytest.mark.timeout(60)
 DTYPES = [torch.float32, torch.bfloat16]
@@ -40,16 +40,15 @@ def model(dtype: torch.dtype, *, bias: bool = False) -> Any:
     return nn.Sequential(Attention(bias=bias)).to(dtype).requires_grad_(False)
 
 
-def factors(group: linears.Group, wanted: dict[int, int], dtype: torch.dtype) -> Any:
-    """Of rank 4 for the layers of these numbers, with their widths: trainable, and the list."""
-    matrices = {
+def matrices(wanted: dict[int, int]) -> dict[int, tuple[Tensor, Tensor]]:
+    """A and B of rank 4 for the layers of these numbers, with their widths."""
+    return {
         i: (
-            (0.3 * torch.randn(4, 48, dtype=dtype)).requires_grad_(),
-            (0.3 * torch.randn(width, 4, dtype=dtype)).requires_grad_(),
+            (0.3 * torch.randn(4, 48)).requires_grad_(),
+            (0.3 * torch.randn(width, 4)).requires_grad_(),
         )
         for i, width in wanted.items()
     }
-    return Factors(group, matrices, 1.5, constant=False), matrices
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -115,30 +114,48 @@ def test_changed_weights_count_once_they_are_packed() -> None:
 def test_gradients_of_an_adapter_are_those_of_plain_autograd(wanted: dict[int, int]) -> None:
     mine = model(torch.float32)
     group = grouped(mine)[0]
-    group.factors, matrices = factors(group, wanted, torch.float32)
+    lora = matrices(wanted)
+    group.lora = Lora(lora, 1.5)
     x = torch.randn(1, 16, 48, requires_grad=True)
     out = torch.cat([layer(x) for layer in (mine[0].q_proj, mine[0].k_proj, mine[0].v_proj)], -1)
 
     parts = []
     for i, layer in enumerate((mine[0].q_proj, mine[0].k_proj, mine[0].v_proj)):
         part = F.linear(x, layer.weight)
-        if i in matrices:
-            part = part + 1.5 * F.linear(F.linear(x, matrices[i][0]), matrices[i][1])
+        if i in lora:
+            part = part + 1.5 * F.linear(F.linear(x, lora[i][0]), lora[i][1])
         parts.append(part)
     expected = torch.cat(parts, -1)
     torch.testing.assert_close(out, expected)
 
     weights = torch.randn_like(out)
-    leaves = [x, *(m for pair in matrices.values() for m in pair)]
+    leaves = [x, *(m for pair in lora.values() for m in pair)]
     got, wanted_ones = (torch.autograd.grad((y * weights).sum(), leaves) for y in (out, expected))
     torch.testing.assert_close(got, wanted_ones, rtol=1e-4, atol=1e-5)
 
 
-def test_only_constant_factors_are_kept() -> None:
-    group = grouped(model(torch.float32))[0]
-    trainable, matrices = factors(group, {0: 64}, torch.float32)
-    with torch.no_grad():
-        trainable.joined()
-    assert trainable.joined()[0].requires_grad
-    constant = Factors(group, matrices, 1.0, constant=True)
-    assert constant.joined() is constant.joined()
+def test_a_pass_that_broke_off_leaves_nothing_once_it_is_dropped() -> None:
+    mine = model(torch.float32)
+    group = grouped(mine)[0]
+    x = torch.randn(1, 8, 48, requires_grad=True)
+    mine[0].q_proj(x)
+    assert group._outputs
+    group.drop()
+    assert not group._outputs and group._input is None
+    for layer in (mine[0].v_proj, mine[0].k_proj, mine[0].q_proj):  # in whatever order
+        layer(x)
+    assert not group._outputs and group._input is None
+
+
+class Router(nn.Linear):
+    """As some models have them: more than a linear layer."""
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        logits = super().forward(input)
+        return logits, logits.argmax(-1)
+
+
+def test_layers_that_do_more_are_left_alone() -> None:
+    mixed = nn.ModuleDict({"router": Router(48, 4), "o_proj": nn.Linear(48, 8)})
+    assert [group.names for group in grouped(mixed.requires_grad_(False))] == [("o_proj",)]
+    assert len(mixed["router"](torch.randn(1, 8, 48))) == 2

@@ -77,11 +77,11 @@ def test_each_token_gets_the_term_of_its_adapter_and_padding_none() -> None:
     output, inputs = torch.zeros(1, 16, 1), torch.ones(1, 16, 1)
     values = {"x": 1.0, "y": float("nan"), "z": 3.0}
     for bundle in found:
-        a = [torch.tensor([[2 * values[name]]]) for name in bundle.adapters]
-        Term(bundle, a, [torch.ones(1, 1)] * len(a)).add(inputs, output)
+        a = [torch.tensor([[values[name]]]) for name in bundle.adapters]
+        Term(bundle, a, [torch.ones(1, 1)] * len(a), 2.0).add(inputs, output)
     assert output[0, :5, 0].nan_to_num(nan=-1).tolist() == [2, 2, 0, -1, 2]
     assert output[0, 5:, 0].tolist() == [6.0] * 9 + [0, 0]
-    term = Term(found[1], [torch.ones(1, 1)], [torch.ones(1, 1)])
+    term = Term(found[1], [torch.ones(1, 1)], [torch.ones(1, 1)], 1.0)
     term.add(inputs[:, :0], output[:, :0])  # no logits are asked for
     with pytest.raises(EngineError, match="sees 3 of 16 tokens"):
         term.add(inputs[:, :3], output[:, :3])
@@ -104,9 +104,8 @@ async def several(host: EmbeddedHost, specs: Sequence[LoraSpec] = SPECS) -> list
 
 
 def poison(host: EmbeddedHost, name: str, value: float) -> None:
-    snapshot = host._bank.snapshots[name]
-    snapshot.adapter = snapshot.adapter.copy()
-    snapshot.adapter.flat[::7] = value
+    with torch.inference_mode():
+        host._bank.snapshots[name].adapter.flat[::7] = value
 
 
 async def drawn(host: EmbeddedHost, asked: Sequence[tuple[str, int, int]]) -> list:
