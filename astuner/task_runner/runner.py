@@ -38,14 +38,7 @@ from astuner.task_runner.failures import (
 )
 from astuner.task_runner.judging import Judging
 from astuner.task_runner.live import LiveEpisode
-from astuner.task_runner.loop_thread import (
-    Ended,
-    LoopThread,
-    LoopThreads,
-    Running,
-    Work,
-    run_here,
-)
+from astuner.task_runner.loop_thread import Ended, LoopThread, Running, Work, run_here
 from astuner.task_runner.rewards import Score, bad_reward, checked_targets, own_score
 from astuner.task_runner.workflow import (
     Workflow,
@@ -145,7 +138,6 @@ class EpisodeRunner:
                 judge, settings.judge_timeout, in_caller_thread=settings.in_caller_thread
             )
         self._live: dict[str, LiveEpisode] = {}
-        self._threads = LoopThreads()
         self._left_behind: list[LoopThread] = []
         self._warned: set[str] = set()
         self.counters: Counter[str] = Counter()
@@ -163,8 +155,7 @@ class EpisodeRunner:
         return len(self._left_behind)
 
     def close(self) -> None:
-        """End the threads that wait for work."""
-        self._threads.close()
+        """End the judge's thread."""
         if self._judging:
             self._judging.close()
 
@@ -314,14 +305,15 @@ class EpisodeRunner:
     async def _in_thread(
         self, work: Work[_Returned], session: Session, live: LiveEpisode
     ) -> Ended[_Returned] | Failure:
-        thread = self._threads.take(f"episode {live.episode_id}")
-        running = thread.start(work, alone=True)
+        thread = LoopThread(f"episode {live.episode_id}")
+        running = thread.start(work)
         live.watch(running.where)
         try:
             ended = await running.wait(self._settings.episode_timeout or None)
             return ended or await self._overdue(running, thread, session)
         finally:
-            self._threads.give_back(thread, running)
+            running.cancel()
+            thread.close()
 
     async def _overdue(
         self, running: Running[_Returned], thread: LoopThread, session: Session

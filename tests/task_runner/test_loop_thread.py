@@ -1,139 +1,129 @@
-"""Threads with loops: used again when nothing is left on them, and never otherwise."""
+"""A loop is for one piece of work; its thread serves the next, unless it was interrupted."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
-from astuner.task_runner.loop_thread import LoopThread, LoopThreads
+from astuner.errors import EngineError
+from astuner.task_runner.loop_thread import LoopThread
 
 from .fakes import LIMIT, until
 
+VARIABLE = ContextVar("VARIABLE", default="unset")
 KEPT: list[object] = []
 
 
-@pytest.fixture
-async def threads() -> AsyncIterator[LoopThreads]:
-    made = LoopThreads()
-    yield made
-    made.close()
-    KEPT.clear()
-
-
-async def use(
-    threads: LoopThreads, body: Callable[[], Awaitable[object]], name: str = "episode"
-) -> tuple[LoopThread, Any]:
-    """Where one piece of work ran, and what it gave."""
-    thread = threads.take(name)
+async def use(body: Callable[[], Awaitable[object]], name: str = "episode") -> Any:
+    """What one piece of work gave, after its thread is free again."""
+    thread = LoopThread(name)
 
     async def work() -> object:
         return await body()
 
-    running = thread.start(work, alone=True)
-    ended = await running.wait(LIMIT)
-    threads.give_back(thread, running)
+    ended = await thread.start(work).wait(LIMIT)
+    thread.close()
+    await until(lambda: not thread.alive)
     assert ended is not None
-    return thread, ended.error or ended.value
+    return ended.error or ended.value
 
 
-async def place() -> tuple[int, int, str]:
-    return (
-        threading.get_ident(),
-        id(asyncio.get_running_loop()),
-        threading.current_thread().name,
-    )
+async def test_later_episodes_get_the_thread_but_a_new_loop() -> None:
+    async def place() -> tuple[threading.Thread, str, asyncio.AbstractEventLoop]:
+        thread = threading.current_thread()
+        return thread, thread.name, asyncio.get_running_loop()
+
+    names = [f"episode {i}" for i in range(20)]
+    threads, seen, loops = zip(*[await use(place, name) for name in names], strict=True)
+    assert len(set(threads)) < 20  # now and then one is not back yet
+    assert list(seen) == names
+    assert len(set(loops)) == 20
+    await until(lambda: all(thread.name == "episode-worker" for thread in threads))
 
 
-async def test_the_next_episode_gets_the_same_thread_and_loop(threads: LoopThreads) -> None:
-    _, first = await use(threads, place, "episode a")
-    _, second = await use(threads, place, "episode b")
-    assert first[:2] == second[:2]
-    assert (first[2], second[2]) == ("episode a", "episode b")
+async def test_an_episode_sees_no_context_variables_of_another() -> None:
+    async def change() -> str:
+        before = VARIABLE.get()
+        VARIABLE.set("mine")
+        asyncio.get_running_loop().call_soon(VARIABLE.set, "mine")
+        await asyncio.get_running_loop().run_in_executor(None, VARIABLE.set, "mine")
+        theirs = await asyncio.get_running_loop().run_in_executor(None, VARIABLE.get)
+        return before + theirs
+
+    assert {await use(change) for _ in range(5)} == {"unsetunset"}
 
 
-async def test_two_at_once_have_a_thread_each(threads: LoopThreads) -> None:
-    met = threading.Barrier(2, timeout=LIMIT)
+async def test_the_result_does_not_wait_for_a_task_left_behind() -> None:
+    go_on = threading.Event()
 
-    async def meet() -> int:
-        met.wait()
-        return threading.get_ident()
+    async def block() -> None:
+        go_on.wait(LIMIT)
 
-    (_, one), (_, other) = await asyncio.gather(use(threads, meet), use(threads, meet))
-    assert one != other
+    async def work() -> int:
+        KEPT.append(asyncio.create_task(block()))
+        return 7
 
-
-async def test_one_that_raised_has_left_nothing(threads: LoopThreads) -> None:
-    async def fail() -> None:
-        raise SystemExit(3)
-
-    thread, error = await use(threads, fail)
-    assert isinstance(error, SystemExit)
-    assert threads.take("next") is thread
+    thread = LoopThread("episode")
+    ended = await thread.start(work).wait(LIMIT)
+    assert ended is not None and ended.value == 7
+    assert not go_on.is_set()
+    go_on.set()
     thread.close()
+    await until(lambda: not thread.alive)
+    KEPT.clear()
 
 
-async def task_cancelled_at_the_end() -> None:
-    task = asyncio.create_task(asyncio.sleep(LIMIT))
-    await asyncio.sleep(0)
-    task.cancel()
+async def test_an_interrupted_thread_serves_no_other_work() -> None:
+    async def current() -> threading.Thread:
+        return threading.current_thread()
 
-
-async def test_what_ends_at_once_is_not_left(threads: LoopThreads) -> None:
-    thread, _ = await use(threads, task_cancelled_at_the_end)
-    assert threads.take("next") is thread
+    thread = LoopThread("episode")
+    ended = await thread.start(current).wait(LIMIT)
+    assert ended is not None and ended.value is not None
+    thread.interrupt()  # its work has just ended
     thread.close()
+    served = ended.value
+    await until(lambda: not served.is_alive())
+    assert not thread.alive
 
 
-async def running_task() -> None:
-    KEPT.append(asyncio.create_task(asyncio.sleep(LIMIT)))
+async def test_a_closed_thread_is_not_interrupted() -> None:
+    async def current() -> threading.Thread:
+        return threading.current_thread()
 
-
-async def open_connection() -> None:
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    KEPT.append(server)
-
-
-async def factory_of_its_own() -> None:
-    asyncio.get_running_loop().set_task_factory(None)
-
-
-@pytest.mark.parametrize("leave", [running_task, open_connection, factory_of_its_own])
-async def test_a_thread_on_which_something_is_left_ends(
-    threads: LoopThreads, leave: Callable[[], Awaitable[object]]
-) -> None:
-    thread, _ = await use(threads, leave)
+    thread = LoopThread("episode")
+    ended = await thread.start(current).wait(LIMIT)
+    assert ended is not None and ended.value is not None
+    thread.close()
     await until(lambda: not thread.alive)
-    other, _ = await use(threads, place)
-    assert other is not thread
+    thread.interrupt()
+    served = ended.value
+    await until(lambda: served.name == "episode-worker")
+    assert served.is_alive()
+    assert await use(current)
 
 
-async def test_idle_threads_end_with_their_owner() -> None:
-    threads = LoopThreads()
-    thread, _ = await use(threads, place)
-    assert thread.alive
-    threads.close()
-    await until(lambda: not thread.alive)
+async def test_no_file_for_another_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio.get_event_loop_policy(), "new_event_loop", full)
+    with pytest.raises(EngineError, match=r"another episode: .* Too many open files\. Lower"):
+        LoopThread("episode")
 
 
-async def test_threads_of_to_thread_are_used_again(threads: LoopThreads) -> None:
-    async def ask() -> int:
-        return await asyncio.to_thread(threading.get_ident)
+async def test_a_loop_policy_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loop(asyncio.SelectorEventLoop):
+        pass
 
-    used: list[int] = []
-    for _ in range(20):  # now and then it is not back yet
-        used.append((await use(threads, ask))[1])
-    assert len(set(used)) < len(used)
+    async def kind() -> type:
+        return type(asyncio.get_running_loop())
 
-
-async def test_work_in_to_thread_does_not_wait_for_other_work(threads: LoopThreads) -> None:
-    met = threading.Barrier(3, timeout=LIMIT)
-
-    async def meet() -> None:
-        await asyncio.gather(*(asyncio.to_thread(met.wait) for _ in range(3)))
-
-    _, result = await use(threads, meet)
-    assert result is None
+    monkeypatch.setattr(asyncio.get_event_loop_policy(), "new_event_loop", Loop)
+    assert await use(kind) is Loop
