@@ -17,7 +17,7 @@ from typing import Protocol
 from astuner.chat.protocol import Message, Tool
 from astuner.types import TokenIds
 
-REMEMBERED = 256
+REMEMBERED = 64
 """The latest prompts."""
 
 

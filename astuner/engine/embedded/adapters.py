@@ -202,8 +202,9 @@ class LoraLayers:
         if self._each or adapter is not self._active:
             for group in self._groups:
                 group.clear()
-            for group, matrices in self._by_group(adapter).items() if adapter else ():
-                group.lora = Lora(matrices, adapter.shape.scale)
+            if adapter is not None:
+                for group, matrices in self._by_group(adapter).items():
+                    group.lora = Lora(matrices, adapter.shape.scale)
             self._active, self._each = adapter, False
         return self.model
 
