@@ -156,7 +156,8 @@ def _packed_flops(
 
 def measured(update: Callable[[], None], runs: int, dtype: torch.dtype) -> dict[str, float]:
     """Its median seconds, its operations, and its rate beside the machine's."""
-    packed = {torch.ops.mkldnn._linear_pointwise: _packed_flops}
+    has_packed = torch.backends.mkldnn.is_available()
+    packed = {torch.ops.mkldnn._linear_pointwise: _packed_flops} if has_packed else {}
     with FlopCounterMode(display=False, custom_mapping=packed) as counted:
         update()
     flops, rate = counted.get_total_flops(), matmul_rate(dtype)

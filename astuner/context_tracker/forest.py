@@ -3,7 +3,7 @@
 One whose prompt + completion its own prompt starts with, token for token: the recorded
 parent or the agent's previous call where that holds, else the longest such call, found
 by the hash of every prefix that is as long as some call. Linear in the tokens of all
-prompts (comparing takes about 0.3 ns a token, hashing 2.5), and blind to what they mean.
+prompts (hashing takes several times as long as comparing), and blind to what they mean.
 """
 
 from __future__ import annotations

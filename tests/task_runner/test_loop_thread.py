@@ -20,6 +20,10 @@ VARIABLE = ContextVar("VARIABLE", default="unset")
 KEPT: list[object] = []
 
 
+async def current() -> threading.Thread:
+    return threading.current_thread()
+
+
 async def use(body: Callable[[], Awaitable[object]], name: str = "episode") -> Any:
     """What one piece of work gave, after its thread is free again."""
     thread = LoopThread(name)
@@ -80,9 +84,6 @@ async def test_the_result_does_not_wait_for_a_task_left_behind() -> None:
 
 
 async def test_an_interrupted_thread_serves_no_other_work() -> None:
-    async def current() -> threading.Thread:
-        return threading.current_thread()
-
     thread = LoopThread("episode")
     ended = await thread.start(current).wait(LIMIT)
     assert ended is not None and ended.value is not None
@@ -94,9 +95,6 @@ async def test_an_interrupted_thread_serves_no_other_work() -> None:
 
 
 async def test_a_closed_thread_is_not_interrupted() -> None:
-    async def current() -> threading.Thread:
-        return threading.current_thread()
-
     thread = LoopThread("episode")
     ended = await thread.start(current).wait(LIMIT)
     assert ended is not None and ended.value is not None

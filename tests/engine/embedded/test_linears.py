@@ -79,6 +79,7 @@ def test_a_token_has_the_same_bits_among_any_others(dtype: torch.dtype) -> None:
         assert mine(x[:, :0]).shape == (1, 0, 24)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 def test_where_there_is_no_packing_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     packed, plain = model(torch.float32), model(torch.float32)
     assert grouped(packed)[0]._packed is not None
