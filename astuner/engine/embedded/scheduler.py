@@ -4,7 +4,8 @@ A request waits, has all of its prompt but the last token prefilled, and then
 decodes with all others until it stops; the last prompt token is simply the
 first one fed to a decode tick, so a prompt whose KV is held needs no prefill at
 all. Of several waiting requests that share a long prefix, one is prefilled and
-the others wait for its KV. One tick computes under all weights that are sampled, as
+the others wait for its KV; while they are alike, one row is decoded for all of
+them (see `running`). One tick computes under all weights that are sampled, as
 far as they fit; else tenants take turns, and the weights of each. Everything runs on
 the device thread; a tenant's requests are admitted first come, first served, and on CPU
 a request's result does not depend on it, nor on what was cached, nor on what else is
@@ -20,11 +21,12 @@ import numpy as np
 import torch
 
 from astuner.engine.embedded.fairness import Turns, beyond_their_share, fair_order
-from astuner.engine.embedded.kv_cache import KVPool, PoolFull, Slot, whole_blocks
+from astuner.engine.embedded.kv_cache import KVPool, PoolFull, whole_blocks
 from astuner.engine.embedded.mailbox import Outbox
 from astuner.engine.embedded.plans import Segment
 from astuner.engine.embedded.prefix_cache import PrefixCache, common_prefix
 from astuner.engine.embedded.requests import Prefill, Request
+from astuner.engine.embedded.running import Running
 from astuner.engine.embedded.sampling import Draw, Drawn, sample
 from astuner.engine.embedded.stats import Counters
 from astuner.engine.embedded.steps import SamplingWeights, decode, kv_layout, prefill
@@ -66,7 +68,7 @@ class Scheduler:
         self._live: set[Request] = set()  # all that were not answered to the end
         self._waiting: deque[Request] = deque()
         self._prefilling: list[Prefill] = []
-        self._running: dict[Slot, Request] = {}  # in order of admission
+        self._running = Running(pool)
         self._outbox = Outbox()
         self.counters = Counters()
 
@@ -100,7 +102,7 @@ class Scheduler:
         if any(p.request.weights in self._turn for p in self._prefilling):
             self._prefill_row()
             self._admit()
-        if any(r.weights in self._turn for r in self._running.values()):
+        if any(r.weights in self._turn for r in self._running):
             self._decode()
         self._turn = ()
         self._count()
@@ -108,7 +110,7 @@ class Scheduler:
 
     def _next_turn(self) -> Sequence[str]:
         owners = [p.request.owner for p in self._prefilling]
-        at_work = dict.fromkeys(owners + [r.owner for r in self._running.values()])
+        at_work = dict.fromkeys(owners + [r.owner for r in self._running])
         while self._apart:
             weights = self._apart.pop()
             if any(weights == name for name, _ in at_work):
@@ -116,14 +118,14 @@ class Scheduler:
         return self._turns.next(at_work, self._weights.fits)
 
     def fail_tick(self, error: EngineError) -> None:
-        """A tick broke off: end the request that was moved just then, else those of the weights
-        it computed with. Of several, each computes alone in the next ticks, and the one whose
-        adapter is at fault is found: nothing has changed but for KV that is written again.
-        Every request if it was not that far."""
+        """A tick broke off: end the request that was moved just then, with all of its slot, else
+        those of the weights it computed with. Of several, each computes alone in the next ticks,
+        and the one whose adapter is at fault is found: nothing has changed but for KV that is
+        written again. Every request if it was not that far."""
         placing, self._placing = self._placing, None
         turn, self._turn = self._turn, ()
         if placing is not None:
-            self._end({placing}, error)
+            self._end({placing, *self._running.sharing_with(placing)}, error)
         elif len(turn) > 1:
             self._apart = list(turn)
         elif turn:
@@ -136,13 +138,13 @@ class Scheduler:
         self._cache.forget(weights)
         self._end({request for request in self._live if request.weights == weights}, error)
         if not self._running:
-            self._pool.clear()
+            self._running.clear()
 
     def fail_all(self, error: EngineError) -> None:
         """End every request with this error and forget all KV."""
         live, self._live = self._live, set()
-        self._waiting, self._prefilling, self._running = deque(), [], {}
-        self._pool.clear()
+        self._waiting, self._prefilling = deque(), []
+        self._running.clear()
         self._cache.clear()
         for request in live:
             self._outbox.put(request.mailbox, _own_copy(error))
@@ -170,7 +172,7 @@ class Scheduler:
 
     def _held(self) -> Counter[str]:
         """How many places each tenant has."""
-        held = Counter(request.tenant for request in self._running.values())
+        held = Counter(request.tenant for request in self._running)
         held.update(item.request.tenant for item in self._prefilling)
         return held
 
@@ -180,9 +182,7 @@ class Scheduler:
         if not self._waiting or held.total() < self._max_num_seqs:
             return
         for tenant in beyond_their_share(self._waiting, held, self._max_num_seqs):
-            youngest = next(
-                (s for s in reversed(self._running) if self._running[s].tenant == tenant), None
-            )
+            youngest = next((r for r in reversed(self._running) if r.tenant == tenant), None)
             if youngest is not None:
                 self._preempt(youngest)
                 held[tenant] -= 1
@@ -203,22 +203,25 @@ class Scheduler:
         return request.kv_version == self._weights.version_of(request.weights)
 
     def _has_room(self, length: int, held: int) -> bool:
-        """Room in the pool, also for those still prefilling; and prefill buffers, which are
-        outside the pool, are kept to about one row's worth."""
+        """Room in the pool, also for those still prefilling and those that will part; and prefill
+        buffers, which are outside the pool, are kept to about one row's worth."""
         pending = sum(p.missing for p in self._prefilling)
         if held < length and pending >= PREFILL_TOKENS:
             return False
-        return self._pool.fits([length, *(len(p.tokens) for p in self._prefilling)])
+        coming = [len(p.tokens) for p in self._prefilling]
+        return self._pool.fits([length, *coming, *self._running.to_be_parted()])
 
     def _start(self, request: Request, tokens: TokenIds, held: int) -> None:
         self._placing = request
         request.kv_version = self._weights.version_of(request.weights)
+        joined = self._running.join(request, tokens)
         if request.cached is None:
-            request.cached = held
-            self.counters.prefix_hit_tokens += held
-        if held == len(tokens):
-            slot = self._pool.take(len(tokens))
-            self._running[slot] = request
+            request.cached = len(tokens) if joined else held
+            self.counters.prefix_hit_tokens += request.cached
+        if joined:
+            pass
+        elif held == len(tokens):
+            slot = self._running.place(request, tokens)
             self._cache.read(tokens, slot.kv, request.owner)
         else:
             kv = self._layout.zeros(whole_blocks(len(tokens)))
@@ -227,12 +230,12 @@ class Scheduler:
         self._placing = None
 
     def _drop_cancelled(self) -> None:
-        known = (*self._live, *self._running.values())
+        known = (*self._live, *self._running)
         gone = {request for request in known if request.mailbox.cancelled}
         if gone:
             self._drop(gone)
-            for slot in [slot for slot, request in self._running.items() if request in gone]:
-                self._leave(slot)
+            for request in [request for request in self._running if request in gone]:
+                self._leave(request)
 
     def _drop(self, gone: set[Request]) -> None:
         """Out of all lists but that of the running."""
@@ -240,18 +243,14 @@ class Scheduler:
         self._waiting = deque(r for r in self._waiting if r not in gone)
         self._prefilling = [p for p in self._prefilling if p.request not in gone]
 
-    def _leave(self, slot: Slot) -> Request:
-        """Free a running sequence's slot; its KV stays in the prefix cache."""
-        request = self._placing = self._running[slot]
+    def _leave(self, request: Request) -> None:
+        """Out of the running; its KV stays in the prefix cache."""
+        self._placing = request
         if self._shares_kv(request):
+            slot = self._running.slot_of(request)
             self._cache.insert(request.fed()[: slot.length], slot.kv, request.owner)
-        self._free(slot)
+        self._running.remove(request)
         self._placing = None
-        return request
-
-    def _free(self, slot: Slot) -> None:
-        del self._running[slot]
-        self._pool.release(slot)
 
     # ------------------------------------------------------------ prefill
 
@@ -281,15 +280,15 @@ class Scheduler:
         """From prefilled to running; back to waiting if the pool has filled up meanwhile."""
         length = len(item.tokens)
         self._placing = item.request
-        if self._shares_kv(item.request):
+        shares_kv = self._shares_kv(item.request)
+        if shares_kv:
             self._cache.insert(item.tokens, item.kv, item.request.owner)
         try:
-            slot = self._pool.take(length)
+            if not (shares_kv and self._running.join(item.request, item.tokens)):
+                slot = self._running.place(item.request, item.tokens)
+                slot.kv[..., :length, :] = item.kv[..., :length, :]
         except PoolFull:
             self._waiting.appendleft(item.request)
-        else:
-            self._running[slot] = item.request
-            slot.kv[..., :length, :] = item.kv[..., :length, :]
         self._placing = None
 
     # ------------------------------------------------------------ decode
@@ -298,27 +297,33 @@ class Scheduler:
         """One token of each sequence whose turn it is. The others' rows go through the model
         too, so that shelves stay whole: their KV is written again in their turn."""
         self._make_room()
-        slots = list(self._pool.slots())
-        requests = [self._running[slot] for slot in slots]
-        names = [r.weights if r.weights in self._turn else self._turn[0] for r in requests]
-        last = [r.last_token for r in requests]
+        rows = self._running.rows()
+        first = [requests[0] for _, requests in rows]
+        names = [r.weights if r.weights in self._turn else self._turn[0] for r in first]
+        last = [r.last_token for r in first]
         logits_NV = decode(self._weights, names, self._pool.shelves(), last)
-        rows = [row for row, request in enumerate(requests) if request.weights in self._turn]
-        if len(rows) < len(requests):
-            logits_NV = logits_NV[rows]
-        turn = [requests[row] for row in rows]
-        drawn = sample(logits_NV, [Draw(r.params, r.seed, len(r.drawn)) for r in turn])
-        self.counters.sampled(len(turn))
-        for number, (row, request) in enumerate(zip(rows, turn, strict=True)):
-            self._deliver(slots[row], request, drawn, number)
+        turn = [row for row, request in enumerate(first) if request.weights in self._turn]
+        of_row = [row for row in turn for _ in rows[row][1]]
+        if of_row != list(range(len(rows))):
+            logits_NV = logits_NV[of_row]
+        requests = [request for row in turn for request in rows[row][1]]
+        drawn = sample(logits_NV, [Draw(r.params, r.seed, len(r.drawn)) for r in requests])
+        self.counters.sampled(len(requests))
+        number = 0
+        for slot, sharing in (rows[row] for row in turn):
+            slot.length += 1
+            for request in sharing:
+                self._deliver(request, drawn, number)
+                number += 1
 
     def _make_room(self) -> None:
         """Every sequence stores one more token; if need be the youngest of all make way."""
-        for slot, request in list(self._running.items()):
-            while slot in self._running:
+        self._running.begin()
+        for request in list(self._running):
+            while request in self._running:
                 self._placing = request
                 try:
-                    self._pool.make_room(slot)
+                    self._running.make_room(request)
                     break
                 except PoolFull:
                     if len(self._running) == 1:
@@ -329,11 +334,12 @@ class Scheduler:
                     self._preempt(next(reversed(self._running)))
         self._placing = None
 
-    def _preempt(self, slot: Slot) -> None:
-        self._waiting.appendleft(self._leave(slot))
+    def _preempt(self, request: Request) -> None:
+        self._leave(request)
+        self._waiting.appendleft(request)
         self.counters.preempted += 1
 
-    def _deliver(self, slot: Slot, request: Request, drawn: Drawn, row: int) -> None:
+    def _deliver(self, request: Request, drawn: Drawn, row: int) -> None:
         self._placing = request
         token, logprob = drawn.tokens[row], drawn.logprobs[row]
         version = self._weights.version_of(request.weights)
@@ -341,7 +347,6 @@ class Scheduler:
             self._placing = None
             self._end({request}, _not_finite(version))
             return
-        slot.length += 1
         request.drawn.append(token)
         reason = request.finish_reason(self._max_context)
         first = len(request.drawn) == 1
@@ -356,7 +361,7 @@ class Scheduler:
         self._outbox.put(request.mailbox, chunk)
         if reason is not None:
             self._live.discard(request)
-            self._leave(slot)
+            self._leave(request)
         self._placing = None
 
     @torch.inference_mode()
@@ -365,8 +370,8 @@ class Scheduler:
         self._drop(gone)
         for request in gone:
             self._outbox.put(request.mailbox, _own_copy(error))
-        for slot in [slot for slot, request in self._running.items() if request in gone]:
-            self._free(slot)
+        for request in [request for request in self._running if request in gone]:
+            self._running.remove(request)
         self._count()
         self._outbox.flush()
 

@@ -44,7 +44,8 @@ class Bench:
         self.requests: list[Request] = []
 
     def add(self, ids: list[int], params: SamplingParams | None = None, **whose: str) -> Request:
-        request = Request(token_ids(ids), params or greedy(4), 0, Mailbox(), **whose)
+        params = params or greedy(4)
+        request = Request(token_ids(ids), params, params.seed or 0, Mailbox(), **whose)
         self.requests.append(request)
         self.scheduler.add(request)
         return request
@@ -80,7 +81,7 @@ async def test_the_repeats_of_a_group_are_prefilled_once() -> None:
     for _ in range(10):
         bench.add(ids)
     bench.scheduler.tick()
-    assert bench.rows() == [40, 16]  # the prompt but its last token; then ten rows, padded
+    assert bench.rows() == [40, 8]  # the prompt but its last token; then one row, padded
     assert bench.counters.running == 10
     bench.run()
     assert {tuple(drawn(r)) for r in bench.requests} == {tuple(drawn(bench.requests[0]))}
@@ -185,6 +186,100 @@ async def test_the_youngest_makes_way_when_the_pool_is_full() -> None:
         assert drawn(a) == drawn(b)
         assert logprobs(a) == logprobs(b)
         assert sum(c.prefill_cached for c in chunks(b)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+async def test_repeats_are_one_row_until_they_part(dtype: torch.dtype) -> None:
+    bench, alone = Bench(dtype=dtype), Bench(dtype=dtype)
+    params = [SamplingParams(max_tokens=12, seed=seed) for seed in range(24)]
+    for one in params:
+        bench.add(prompt(0, 41), one)
+    bench.run()
+    for one, request in zip(params, bench.requests, strict=True):
+        expected = alone.add(prompt(0, 41), one)
+        alone.run()
+        assert drawn(request) == drawn(expected)
+        assert logprobs(request) == logprobs(expected)
+    histories = [{tuple(drawn(r)[:n]) for r in bench.requests} for n in range(12)]
+    assert len(histories[0]) == 1 < len(histories[1]) < len(histories[11]) == 24
+    assert bench.rows()[1:] == [-(-len(different) // 8) * 8 for different in histories]
+
+
+async def test_those_that_draw_alike_stay_one_row() -> None:
+    bench = Bench()
+    for _ in range(20):
+        bench.add(prompt(0, 60), greedy(10))  # its slot grows on the way
+    bench.run()
+    assert bench.rows()[1:] == [8] * 10
+    assert {tuple(drawn(r)) for r in bench.requests} == {tuple(drawn(bench.requests[0]))}
+
+
+async def test_repeats_that_have_no_room_to_part_make_way() -> None:
+    roomy, tight = Bench(max_context=128), Bench(max_context=128, pool=1)
+    for bench in (roomy, tight):
+        for seed in range(6):
+            bench.add(prompt(0, 30), SamplingParams(max_tokens=60, seed=seed))
+        bench.run()
+    assert roomy.counters.preempted == 0
+    assert tight.counters.preempted > 0
+    for a, b in zip(roomy.requests, tight.requests, strict=True):
+        assert len(drawn(a)) == 60
+        assert drawn(a) == drawn(b)
+        assert logprobs(a) == logprobs(b)
+
+
+async def test_repeats_leave_a_row_without_the_others() -> None:
+    bench = Bench()
+    for tokens in (1, 3, 5, 50):
+        bench.add(prompt(0, 20), greedy(tokens))
+    for _ in range(3):
+        bench.scheduler.tick()
+    bench.requests[3].mailbox.cancelled = True
+    bench.run()
+    assert [len(drawn(r)) for r in bench.requests] == [1, 3, 5, 3]
+    again = bench.add(prompt(0, 20), greedy(5))
+    bench.run()
+    assert drawn(again) == drawn(bench.requests[2])
+
+
+async def test_tenants_and_later_repeats_have_rows_of_their_own() -> None:
+    bench = Bench()
+    for tenant in ("a", "b"):
+        for _ in range(6):
+            bench.add(prompt(0, 20), greedy(9), tenant=tenant)
+    bench.scheduler.tick()
+    later = bench.add(prompt(0, 20), greedy(9), tenant="a")
+    bench.scheduler.tick()
+    assert sum(1 for _ in bench.scheduler._pool.slots()) == 3
+    bench.run()
+    assert {tuple(drawn(r)) for r in bench.requests} == {tuple(drawn(later))}
+
+
+async def test_a_row_that_breaks_off_ends_with_all_who_share_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    for seed in (0, 0, 0, 1):
+        bench.add(prompt(seed, 20))
+    finish = Request.finish_reason
+
+    def breaks(request: Request, max_context: int) -> Any:
+        if request is bench.requests[1]:
+            raise MemoryError
+        return finish(request, max_context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Request, "finish_reason", breaks)
+        with pytest.raises(MemoryError):
+            bench.scheduler.tick()
+    bench.scheduler.fail_tick(EngineError("no memory"))
+    bench.run()
+    for request in bench.requests[:3]:
+        assert isinstance(request.mailbox._items[-1], EngineError)
+    alone = Bench()
+    expected = alone.add(prompt(1, 20))
+    alone.run()
+    assert drawn(bench.requests[3]) == drawn(expected)
 
 
 async def test_a_prefix_cache_too_small_for_anything() -> None:
@@ -319,7 +414,7 @@ async def test_random_traffic_ends_and_is_exact(dtype: torch.dtype) -> None:
     alone = Bench(dtype=dtype)
     wanted: list[tuple[list[int], SamplingParams]] = []
     for i in range(25):
-        ids = prompt(int(rng.integers(0, 4)), int(rng.integers(1, 120)))
+        ids = prompt(int(rng.integers(0, 4)), int(rng.choice([1, 30, 64, 90, 119])))
         fields = {"temperature": float(rng.choice([0, 0.7, 1])), "seed": i}
         wanted.append((ids, SamplingParams(max_tokens=int(rng.integers(1, 70)), **fields)))
     for ids, params in wanted:
@@ -333,8 +428,7 @@ async def test_random_traffic_ends_and_is_exact(dtype: torch.dtype) -> None:
     for (ids, params), request in zip(wanted, bench.requests, strict=True):
         if request.mailbox.cancelled:
             continue
-        expected = Request(token_ids(ids), params, 0, Mailbox())
-        alone.scheduler.add(expected)
+        expected = alone.add(ids, params)
         alone.run()
         assert drawn(request) == drawn(expected)
         assert logprobs(request) == logprobs(expected)
@@ -451,7 +545,7 @@ async def test_a_tenant_with_many_requests_leaves_another_its_share() -> None:
         bench.scheduler.tick()
     few = [bench.add(prompt(50 + i, 20), greedy(10), tenant="few") for i in range(3)]
     bench.scheduler.tick()
-    running = Counter(r.tenant for r in bench.scheduler._running.values())
+    running = Counter(r.tenant for r in bench.scheduler._running)
     assert running == {"many": 2, "few": 2} and bench.counters.preempted == 2
     for _ in range(30):
         bench.scheduler.tick()
