@@ -3,11 +3,12 @@
     python benchmarks/decode.py [--parts sides lengths turns] [--rounds 3] [--write]
 
 Compares, for 8 prompts continued 8 times each for exactly 64 tokens at temperature 1, in
-bfloat16: the embedded engine with a LoRA adapter of rank 16 beside the base, transformers'
-`generate` on the base in one left-padded batch, and vLLM for CPUs on the base, eagerly and
-without tcmalloc, in an environment of its own (CPU only; --no-vllm leaves it out). "Limit" is
-what the matrix product rate measured in the same round would allow if a token cost nothing but
-two operations a weight. All take turns in one run; figures are medians of the rounds.
+bfloat16: the embedded engine on the base alone, as the others; the same with a LoRA adapter of
+rank 16 that is computed beside the base, as in a run; transformers' `generate` in one left-padded
+batch; and vLLM for CPUs, eagerly and without tcmalloc, in an environment of its own (CPU only;
+--no-vllm leaves it out). "Limit" is what the matrix product rate measured in the same round would
+allow if a token cost nothing but two operations a weight. All take turns in one run; figures are
+medians of the rounds.
 
 "Lengths": three times as many sequences as places, of 4 to 64 tokens, against as many tokens in
 sequences of one length: whether places that fall free are filled. "Turns": 8 conversations at
@@ -40,12 +41,14 @@ from record import Report
 from transformers import AutoModelForCausalLM
 from waiting import Side, build
 
+from astuner.engine.embedded.host import EmbeddedHost
 from astuner.engine.embedded.model import EmbeddedModel
 from astuner.engine.embedded.weights import LoraSpec
 from astuner.engine.model_source import resolve_model
 from astuner.engine.protocol import Completion, SamplingParams, generate
 
 SIDES, LENGTHS, TURNS = "Side by side", "Lengths", "Turns of a conversation"
+BASE, ADAPTER = "astuner", "astuner with LoRA"
 TURN_NEW, TURN_SAMPLED, NUM_TURNS = 48, 24, 5
 Prompts = list[list[int]]
 
@@ -65,7 +68,10 @@ def chat_prompts(model: EmbeddedModel, count: int) -> Prompts:
 
 
 def run_engine(
-    model: EmbeddedModel, prompts: Sequence[Sequence[int]], tokens: Sequence[int], seed: int
+    model: EmbeddedModel | EmbeddedHost,
+    prompts: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    seed: int,
 ) -> tuple[float, list[Completion]]:
     """Seconds until each prompt has got its number of tokens, all at once."""
 
@@ -139,7 +145,12 @@ def side_by_side(
 
     with ExitStack() as stack:
         sides: dict[str, Callable[[int], float]] = {}
-        sides["astuner"] = lambda n: run_engine(model, every, [args.tokens] * len(every), n)[0]
+        base = EmbeddedHost.open(folder, max_num_seqs=len(every), dtype=args.dtype)
+        stack.callback(base.close)
+        run_engine(base, prompts, [4] * len(prompts), 0)  # warm up
+        counts = [args.tokens] * len(every)
+        sides[BASE] = lambda n: run_engine(base, every, counts, n)[0]
+        sides[ADAPTER] = lambda n: run_engine(model, every, counts, n)[0]
         if args.vllm and device.type == "cpu":
             job = {"model": str(folder), "dtype": str(dtype).removeprefix("torch.")}
             job |= {"prompts": prompts, "repeats": args.repeats, "tokens": args.tokens}
@@ -170,14 +181,16 @@ def conclude(report: Report, sides: Sequence[str]) -> None:
     def middle(name: str) -> float:
         return median(float(row[name] or 0) for row in rows)
 
-    ours = middle("astuner tokens/s")
-    report.figure(SIDES, "decoding, tokens/s", ours)
-    for name, wanted in (("generate", "at least 2.5"), ("vLLM", "at least 2")):
-        if name in sides:
-            ratio = ours / middle(f"{name} tokens/s")
-            report.figure(SIDES, f"decoding, times faster than {name}", ratio, wanted)
-    share = 100 * ours / middle("limit tokens/s")
-    report.figure(SIDES, "decoding, % of the arithmetic limit", share, "at least 45")
+    limit = middle("limit tokens/s")
+    for side, what in ((BASE, "decoding"), (ADAPTER, "decoding with a LoRA adapter")):
+        ours = middle(f"{side} tokens/s")
+        report.figure(SIDES, f"{what}, tokens/s", ours)
+        for name, wanted in (("generate", "at least 2.5"), ("vLLM", "at least 2")):
+            if name in sides:
+                ratio = ours / middle(f"{name} tokens/s")
+                report.figure(SIDES, f"{what}, times faster than {name}", ratio, wanted)
+        share = 100 * ours / limit
+        report.figure(SIDES, f"{what}, % of the arithmetic limit", share, "at least 45")
 
 
 # ---------------------------------------------------------------- lengths, turns

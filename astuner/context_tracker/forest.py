@@ -54,8 +54,10 @@ def find_parents(calls: Sequence[Call]) -> list[int | None]:
         if parent is None or not starts_with(call.prompt_ids, calls[parent]):
             parent = previous.get(key)
             if parent is None or not starts_with(call.prompt_ids, calls[parent]):
-                index = index or _PrefixIndex(calls)
-                parent = index.longest_prefix(call.prompt_ids, parents)
+                parent = None
+                if parents:  # most episodes are one call: nothing to look for
+                    index = index or _PrefixIndex(calls)
+                    parent = index.longest_prefix(call.prompt_ids, parents)
         parents.append(parent)
         by_id[call.call_id] = previous[key] = i
     return parents
