@@ -303,11 +303,10 @@ class Scheduler:
         last = [r.last_token for r in first]
         logits_NV = decode(self._weights, names, self._pool.shelves(), last)
         turn = [row for row, request in enumerate(first) if request.weights in self._turn]
-        of_row = [row for row in turn for _ in rows[row][1]]
-        if of_row != list(range(len(rows))):
-            logits_NV = logits_NV[of_row]
         requests = [request for row in turn for request in rows[row][1]]
-        drawn = sample(logits_NV, [Draw(r.params, r.seed, len(r.drawn)) for r in requests])
+        of_requests = [row for row in turn for _ in rows[row][1]]
+        draws = [Draw(r.params, r.seed, len(r.drawn)) for r in requests]
+        drawn = sample(logits_NV, draws, of_requests)
         self.counters.sampled(len(requests))
         number = 0
         for slot, sharing in (rows[row] for row in turn):

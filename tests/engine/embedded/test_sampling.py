@@ -115,25 +115,36 @@ def test_top_logprobs() -> None:
     assert list(top[3]) == [0, 1, 2, 3]
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.7},
+    {"temperature": 0.0},
+    {"top_p": 0.9},
+    {"top_p": 0.99, "temperature": 1.5},
+    {"top_k": 600},
+    {"top_k": 40, "top_p": 0.5, "top_logprobs": 3},
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_a_draw_does_not_depend_on_the_others(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("astuner.engine.embedded.sampling.CHUNK_ELEMENTS", chunk * 1000)
     generator = torch.Generator().manual_seed(0)
-    logits = (torch.randn(60, 1000, generator=generator) * 3).bfloat16()
-    kinds: list[dict[str, Any]] = [
-        {},
-        {"temperature": 0.7},
-        {"temperature": 0.0},
-        {"top_p": 0.9},
-        {"top_p": 0.99, "temperature": 1.5},
-        {"top_k": 600},
-        {"top_k": 40, "top_p": 0.5, "top_logprobs": 3},
-    ]
-    rows = [draw(i, i, **kinds[i % len(kinds)]) for i in range(60)]
-    together = sample(logits, rows)
-    for i in range(60):
-        alone = sample(logits[i : i + 1], rows[i : i + 1])
-        assert alone.tokens == [together.tokens[i]]
-        assert alone.logprobs == [together.logprobs[i]]
-        assert alone.top == [together.top[i]]
+    logits = (torch.randn(20, 1000, generator=generator) * 3).bfloat16()
+    draws = [draw(i, i, **KINDS[i % len(KINDS)]) for i in range(60)]
+    some = np.random.default_rng(0).integers(0, 20, 60).tolist()
+    for rows in (some, [i // 3 for i in range(60)]):
+        together = sample(logits, draws, rows)
+        for i, row in enumerate(rows):
+            alone = sample(logits[row : row + 1], draws[i : i + 1])
+            assert alone.tokens == [together.tokens[i]]
+            assert alone.logprobs == [together.logprobs[i]]
+            assert alone.top == [together.top[i]]
+
+
+def test_draws_from_one_row_ask_for_as_many_alternatives_as_they_like() -> None:
+    drawn = sample(LOGITS, [draw(i, top_logprobs=i) for i in range(4)], [0] * 4)
+    assert [list(top) for top in drawn.top] == [[], [0], [0, 1], [0, 1, 2]]
 
 
 def test_rows_beyond_the_draws_are_ignored() -> None:
