@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from astuner.engine.embedded.gates import gated
 from astuner.engine.embedded.linears import Group, Lora, grouped, is_linear
+from astuner.engine.embedded.norms import lightened
 from astuner.engine.embedded.together import Term, bundles
 from astuner.engine.protocol import LoraSpec
 from astuner.errors import ModelError
@@ -121,6 +123,8 @@ class LoraLayers:
         self.recomputing: Sequence[nn.Module] = ()
         """Layers that, in training, recompute their activations instead of keeping them."""
         self._groups = grouped(model)
+        gated(model)
+        lightened(model)
         self._places: dict[str, tuple[Group, int]] = {
             name: (group, index) for group in self._groups for index, name in enumerate(group.names)
         }

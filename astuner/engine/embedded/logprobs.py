@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 21
 """Float32 numbers of one chunk: 8 MiB."""
@@ -21,7 +22,8 @@ def token_logprobs(
     logits_RV: Tensor, rows_N: Tensor, targets_N: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """log softmax(logits / temperature) at (rows_N, targets_N), float32 [N], and the
-    entropy of each row in nats, float32 [R], without a gradient."""
+    entropy of each row in nats, float32 [R], without a gradient. The backward pass writes the
+    logits' gradient over them: they are a large part of its memory."""
     return _TokenLogprobs.apply(logits_RV, rows_N, targets_N, temperature)  # pyright: ignore
 
 
@@ -45,18 +47,21 @@ class _TokenLogprobs(torch.autograd.Function):
         return chosen_N - normaliser_R[rows_N], entropy_R
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, None, None, None]:
         """d logprob / d logits = (one-hot - softmax) / temperature."""
         logits_RV, rows_N, targets_N, normaliser_R = ctx.saved_tensors
         gradient_N = grads[0] / ctx.temperature
         total_R = torch.zeros_like(normaliser_R).index_add_(0, rows_N, gradient_N)
-        out_RV = torch.empty_like(logits_RV)
+        out_RV = logits_RV.detach()
         start = 0
-        for chunk, out in zip(_chunks(logits_RV), _chunks(out_RV), strict=True):
+        for chunk in _chunks(out_RV):
             part = slice(start, start + len(chunk))
             softmax = _scaled(chunk, ctx.temperature)
             softmax.sub_(normaliser_R[part, None]).exp_()
-            out.copy_(softmax.mul_(-total_R[part, None]))
+            chunk.copy_(softmax.mul_(-total_R[part, None]))
             start = part.stop
         out_RV.index_put_((rows_N, targets_N), gradient_N.to(out_RV.dtype), accumulate=True)
         return out_RV, None, None, None

@@ -379,6 +379,7 @@ def test_logprobs_in_chunks_are_those_of_the_softmax(monkeypatch: pytest.MonkeyP
     (gradient,) = torch.autograd.grad(mine, logits, seed)
     (expected,) = torch.autograd.grad(softmax[rows, targets], logits, seed)
     torch.testing.assert_close(gradient, expected)
+    assert gradient.data_ptr() == logits.data_ptr()  # in no memory of its own
 
 
 def test_entropy_of_impossible_tokens_is_finite() -> None:
