@@ -33,7 +33,7 @@ class _Rows:
     kv: Tensor
     """[L, 2, n, K, S, D]: used slots, cut after the longest sequence at a whole block."""
     mask: Tensor
-    """[n * K, 1, S] float32: 0 where the slot has a token (the new one too), else -inf."""
+    """[n * K, 1, S]: 0 where the slot has a token (the new one too), else -inf."""
     index: Tensor
     """[n] slot numbers, for storing."""
     position: Tensor
@@ -78,7 +78,7 @@ def _rows(shelf: Shelf, start: int) -> _Rows:
         start,
         start + n,
         shelf.kv[:, :, :n, :, :view],
-        mask.repeat_interleave(kv_heads, 0).to(device),
+        mask.repeat_interleave(kv_heads, 0).to(device, shelf.kv.dtype),
         torch.arange(n, device=device),
         lengths.to(device),
     )
@@ -130,7 +130,7 @@ def two_products(
     scale: float,
 ) -> Tensor:
     """queries [B, M, D] over keys and values [B, S, D]; [B, M, D]. The scores, seen as
-    [*seen, S], get `mask` added.
+    [*seen, S], get `mask` of the same dtype added. Softmax adds up in float32, whatever that is.
 
     SDPA has no fast CPU kernel for grouped heads under a mask, and for one query it is
     several times slower than this. S counts in whole blocks and what is masked adds exact
@@ -143,8 +143,8 @@ def two_products(
     shape = scores.shape
     if shape[1] != count:
         scores = scores[:, :count].reshape(*seen, shape[2])
-    scores = scores.view(*seen, shape[2]).float().mul_(scale).add_(mask)
-    weights = scores.softmax(-1).to(values.dtype).view(-1, count, shape[2])
+    scores = torch.add(mask, scores.view(*seen, shape[2]), alpha=scale)
+    weights = scores.softmax(-1).view(-1, count, shape[2])
     if shape[1] != count:
         weights = F.pad(weights, (0, 0, 0, missing))
     return torch.bmm(weights, values)[:, :count]
@@ -167,14 +167,14 @@ def _in_blocks(
 
 
 def _block_masks(segment: Segment) -> Iterator[Tensor]:
-    """For each block of queries, float32 [rows, reach]: 0 where the key is seen, else -inf;
+    """For each block of queries [rows, reach]: 0 where the key is seen, else -inf;
     `reach` is what the last query sees, in whole blocks."""
     end = segment.past + segment.tokens
     for first in range(segment.past, end, BLOCK):
         last = min(first + BLOCK, end)
         mask = torch.zeros(last - first, whole_blocks(last))
         hidden = torch.arange(mask.shape[1]) > torch.arange(first, last)[:, None]
-        yield mask.masked_fill_(hidden, float("-inf"))
+        yield mask.masked_fill_(hidden, float("-inf")).to(segment.kv.dtype)
 
 
 # ---------------------------------------------------------------- elsewhere

@@ -47,7 +47,7 @@ class Batch:
     keys: Tensor
     """[B * S] nodes; filled up with any that the mask hides."""
     mask: Tensor
-    """[B, 1, n, S] float32: 0 where the key is seen, else -inf."""
+    """[B, 1, n, S]: 0 where the key is seen, else -inf."""
 
     def by_keys(self, of: Tensor, kv_heads: int) -> Tensor:
         """[K * B, H / K * n, D] of [H, B * n, D]: what shares its keys stands together."""
@@ -66,7 +66,7 @@ class _Growing:
 class TreePaths:
     """`positions_T`: each node's depth, in depth-first order (see `packing.Row`)."""
 
-    def __init__(self, positions_T: Ints) -> None:
+    def __init__(self, positions_T: Ints, dtype: torch.dtype) -> None:
         places = np.empty(len(positions_T), np.int64)
         self._batches: list[Batch] = []
         row = 0
@@ -75,7 +75,7 @@ class TreePaths:
             for run in runs.runs:
                 places[run.start : run.stop] = row + np.arange(run.stop - run.start)
                 row += rows
-            self._batches.append(_batch(runs, positions_T))
+            self._batches.append(_batch(runs, positions_T, dtype))
         self._places_T = torch.from_numpy(places)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -120,7 +120,7 @@ def _batched(runs: Iterator[_Run]) -> Iterator[_Growing]:
     yield from growing.values()
 
 
-def _batch(growing: _Growing, positions_T: Ints) -> Batch:
+def _batch(growing: _Growing, positions_T: Ints, dtype: torch.dtype) -> Batch:
     runs, rows = growing.runs, growing.rows
     nodes = np.stack([np.minimum(r.start + np.arange(rows), r.stop - 1) for r in runs])
     reach = len(runs[0].path)
@@ -128,4 +128,4 @@ def _batch(growing: _Growing, positions_T: Ints) -> Batch:
     mask = torch.zeros(len(runs), 1, rows, reach)
     mask.masked_fill_(torch.arange(reach) > positions, float("-inf"))
     keys = torch.from_numpy(np.concatenate([r.path for r in runs]))
-    return Batch((len(runs), rows, reach), torch.from_numpy(nodes.ravel()), keys, mask)
+    return Batch((len(runs), rows, reach), torch.from_numpy(nodes.ravel()), keys, mask.to(dtype))

@@ -55,7 +55,7 @@ class TreePlan:
         self._chunks: list[_Chunk] = []
         total = len(ends_T)
         if device.type == "cpu":
-            self._as_sampled = TreePaths(positions_T), TreeGradient(ends_T)
+            self._as_sampled = TreePaths(positions_T, dtype), TreeGradient(ends_T)
         elif (ends_T < total).any():
             size = max(512, -(-total // MAX_CHUNKS))
             self._chunks = [

@@ -159,7 +159,7 @@ def test_both_kernels_agree(masked: bool) -> None:
     mask = torch.full((6, 6), float("-inf")).triu(1)
     torch.testing.assert_close(
         _fused(query, key, value, mask if masked else None, 0.3),
-        TreePaths(np.arange(6)).attend(query, key, value, 0.3),
+        TreePaths(np.arange(6), query.dtype).attend(query, key, value, 0.3),
         atol=1e-5,
         rtol=1e-5,
     )

@@ -199,10 +199,10 @@ async def test_a_fault_in_drawing_ends_only_those_it_was_drawn_for(
     asked = [(name, 10 * i + seed, 12) for i, name in enumerate(names) for seed in range(2)]
     expected = await drawn(host, asked)
 
-    def broken(logits: Any, draws: Sequence[Draw]) -> Drawn:
+    def broken(logits: Any, draws: Sequence[Draw], rows: Sequence[int]) -> Drawn:
         if any(20 <= draw.seed < 30 for draw in draws):
             raise RuntimeError("drawn badly")
-        return sample(logits, draws)
+        return sample(logits, draws, rows)
 
     monkeypatch.setattr(scheduler, "sample", broken)
     seen = await drawn(host, asked)
