@@ -8,7 +8,7 @@ rank 16 that is computed beside the base, as in a run; transformers' `generate` 
 batch; and vLLM for CPUs, eagerly and without tcmalloc, in an environment of its own (CPU only;
 --no-vllm leaves it out). "Limit" is what the matrix product rate measured in the same round would
 allow if a token cost nothing but two operations a weight. All take turns in one run; figures are
-medians of the rounds.
+medians of the rounds' ratios.
 
 "Lengths": three times as many sequences as places, of 4 to 64 tokens, against as many tokens in
 sequences of one length: whether places that fall free are filled. "Turns": 8 conversations at
@@ -178,18 +178,20 @@ def side_by_side(
 def conclude(report: Report, sides: Sequence[str]) -> None:
     rows = report.rows(SIDES)
 
-    def middle(name: str) -> float:
-        return median(float(row[name] or 0) for row in rows)
+    def ratio(name: str, other: str) -> float:
+        return median(
+            float(row[f"{name} tokens/s"] or 0) / float(row[f"{other} tokens/s"] or 1)
+            for row in rows
+        )
 
-    limit = middle("limit tokens/s")
     for side, what in ((BASE, "decoding"), (ADAPTER, "decoding with a LoRA adapter")):
-        ours = middle(f"{side} tokens/s")
-        report.figure(SIDES, f"{what}, tokens/s", ours)
+        rate = median(float(row[f"{side} tokens/s"] or 0) for row in rows)
+        report.figure(SIDES, f"{what}, tokens/s", rate)
         for name, wanted in (("generate", "at least 2.5"), ("vLLM", "at least 2")):
             if name in sides:
-                ratio = ours / middle(f"{name} tokens/s")
-                report.figure(SIDES, f"{what}, times faster than {name}", ratio, wanted)
-        share = 100 * ours / limit
+                faster = ratio(side, name)
+                report.figure(SIDES, f"{what}, times faster than {name}", faster, wanted)
+        share = 100 * ratio(side, "limit")
         report.figure(SIDES, f"{what}, % of the arithmetic limit", share, "at least 45")
 
 
