@@ -77,7 +77,7 @@ def lightened(model: nn.Module) -> list[str]:
 
 
 def _of(module: nn.Module, plain: Callable[[Tensor], Tensor], eps: float, inputs: Tensor) -> Tensor:
-    if not (torch.is_grad_enabled() and inputs.requires_grad):
+    if not (torch.is_grad_enabled() and inputs.requires_grad) or module.weight.requires_grad:
         return plain(inputs)
     return _Norm.apply(inputs, module.weight, eps)  # pyright: ignore[reportReturnType]
 

@@ -130,7 +130,8 @@ def two_products(
     scale: float,
 ) -> Tensor:
     """queries [B, M, D] over keys and values [B, S, D]; [B, M, D]. The scores, seen as
-    [*seen, S], get `mask` of the same dtype added. Softmax adds up in float32, whatever that is.
+    [*seen, S], get `mask` of the same dtype added; they are scaled before they are rounded to
+    it, and softmax adds up in float32.
 
     SDPA has no fast CPU kernel for grouped heads under a mask, and for one query it is
     several times slower than this. S counts in whole blocks and what is masked adds exact
@@ -139,11 +140,12 @@ def two_products(
     count, missing = queries.shape[1], -queries.shape[1] % FP32_ROWS
     if queries.dtype == torch.float32 and missing:
         queries = F.pad(queries, (0, 0, 0, missing))
-    scores = torch.bmm(queries, keys.transpose(1, 2))
+    nothing = queries.new_zeros(1, 1, 1)
+    scores = torch.baddbmm(nothing, queries, keys.transpose(1, 2), beta=0, alpha=scale)
     shape = scores.shape
     if shape[1] != count:
         scores = scores[:, :count].reshape(*seen, shape[2])
-    scores = torch.add(mask, scores.view(*seen, shape[2]), alpha=scale)
+    scores = scores.view(*seen, shape[2]).add_(mask)
     weights = scores.softmax(-1).view(-1, count, shape[2])
     if shape[1] != count:
         weights = F.pad(weights, (0, 0, 0, missing))

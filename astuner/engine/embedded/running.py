@@ -91,18 +91,24 @@ class Running:
         """Room for its next token, in a slot whose other requests are fed the same. Raises
         PoolFull, leaving everything as it was."""
         slot = self._slots[request]
-        token = request.last_token
-        if self._sharing[slot][0].last_token != token:
-            there = self._parted.get((slot, token))
-            if there is None or there not in self._sharing:
-                there = self._pool.take(slot.length)
-                there.kv[..., : slot.length, :] = slot.kv[..., : slot.length, :]
-                self._parted[slot, token] = there
-                self._sharing[there] = []
-            self._sharing[slot].remove(request)
-            self._sharing[there].append(request)
-            self._slots[request] = slot = there
+        if self._sharing[slot][0].last_token != request.last_token:
+            slot = self._part(request, slot)  # and there is room
         self._pool.make_room(slot)
+
+    def _part(self, request: Request, slot: Slot) -> Slot:
+        """Into the slot of those that drew the same token; the first of them takes it."""
+        drawn = slot, request.last_token
+        there = self._parted.get(drawn)
+        is_new = there is None or there not in self._sharing
+        if there is None or is_new:
+            there = self._parted[drawn] = self._pool.take(slot.length)
+            self._sharing[there] = []
+        self._sharing[slot].remove(request)
+        self._sharing[there].append(request)
+        self._slots[request] = there
+        if is_new:
+            there.kv[..., : slot.length, :] = slot.kv[..., : slot.length, :]
+        return there
 
     # ------------------------------------------------------------ going
 

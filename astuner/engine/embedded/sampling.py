@@ -66,7 +66,7 @@ def sample(logits_NV: Tensor, draws: Sequence[Draw], rows: Sequence[int] | None 
     every = _distributions(draws, range(count) if rows is None else rows)
     uniform_N = uniforms(draws)
     vocab, on_cpu = logits_NV.shape[1], logits_NV.device.type == "cpu"
-    size = max(1, CHUNK_ELEMENTS // vocab) if on_cpu else count
+    size = max(1, CHUNK_ELEMENTS // vocab if on_cpu else count)
     for start in range(0, len(every), size):
         _draw(logits_NV, every[start : start + size], uniform_N, draws, drawn)
     return drawn

@@ -218,12 +218,10 @@ class Scheduler:
         if request.cached is None:
             request.cached = len(tokens) if joined else held
             self.counters.prefix_hit_tokens += request.cached
-        if joined:
-            pass
-        elif held == len(tokens):
+        if not joined and held == len(tokens):
             slot = self._running.place(request, tokens)
             self._cache.read(tokens, slot.kv, request.owner)
-        else:
+        elif not joined:
             kv = self._layout.zeros(whole_blocks(len(tokens)))
             self._cache.read(tokens, kv, request.owner)
             self._prefilling.append(Prefill(request, tokens, kv, held))
@@ -299,10 +297,12 @@ class Scheduler:
         self._make_room()
         rows = self._running.rows()
         first = [requests[0] for _, requests in rows]
+        turn = [row for row, request in enumerate(first) if request.weights in self._turn]
+        if not turn:  # they made way
+            return
         names = [r.weights if r.weights in self._turn else self._turn[0] for r in first]
         last = [r.last_token for r in first]
         logits_NV = decode(self._weights, names, self._pool.shelves(), last)
-        turn = [row for row, request in enumerate(first) if request.weights in self._turn]
         requests = [request for row in turn for request in rows[row][1]]
         of_requests = [row for row in turn for _ in rows[row][1]]
         draws = [Draw(r.params, r.seed, len(r.drawn)) for r in requests]

@@ -3,8 +3,8 @@
 In chunks of queries: the keys a chunk can see are the ancestors of its first node and the
 chunk itself, far fewer than every node's path has. Chunks with about as many keys are
 computed together, since a small product costs little more than its call. The attention's
-weights are computed again rather than kept: they would be most of a layer's memory. The
-layout is made once for each row and serves every layer. No values: see `tree_paths`.
+weights are computed again, in float32, rather than kept: they would be most of a layer's
+memory. The layout is made once for each row and serves every layer. No values: see `tree_paths`.
 """
 
 from __future__ import annotations

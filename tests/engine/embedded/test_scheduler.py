@@ -14,6 +14,7 @@ from astuner.engine.embedded import plans
 from astuner.engine.embedded.kv_cache import KVLayout, KVPool
 from astuner.engine.embedded.mailbox import Mailbox, Outbox
 from astuner.engine.embedded.prefix_cache import PrefixCache
+from astuner.engine.embedded.sampling import sample
 from astuner.engine.embedded.scheduler import Request, Scheduler
 from astuner.engine.embedded.steps import kv_layout
 from astuner.engine.protocol import SamplingParams, TokenChunk
@@ -496,6 +497,23 @@ async def test_turns_are_fair_however_many_sequences_each_has() -> None:
     turns = bench.weights.turns
     assert turns[:2] == ["x", "x"]  # y has just come
     assert [sorted(turns[i : i + 3]) for i in (3, 6, 9)] == [NAMES] * 3
+
+
+async def test_all_whose_turn_it_is_may_make_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(names=("x", "y"), max_context=128, pool=1)
+    bench.add(prompt(0, 60), greedy(40), weights="x")  # grows beyond 64 tokens in y's turn
+    bench.add(prompt(1, 80), greedy(20), weights="y")
+    drew: list[int] = []
+
+    def counted(logits: Any, draws: Any, rows: Any) -> Any:
+        drew.append(len(draws))
+        return sample(logits, draws, rows)
+
+    monkeypatch.setattr("astuner.engine.embedded.scheduler.sample", counted)
+    bench.run()
+    assert [len(drawn(r)) for r in bench.requests] == [40, 20]
+    assert bench.counters.preempted > 0
+    assert set(drew) == {1}
 
 
 async def test_weights_that_fail_take_no_others_with_them() -> None:
