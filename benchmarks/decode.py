@@ -29,7 +29,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -42,10 +42,9 @@ from transformers import AutoModelForCausalLM
 from waiting import Side, build
 
 from astuner.engine.embedded.host import EmbeddedHost
-from astuner.engine.embedded.model import EmbeddedModel
 from astuner.engine.embedded.weights import LoraSpec
 from astuner.engine.model_source import resolve_model
-from astuner.engine.protocol import Completion, SamplingParams, generate
+from astuner.engine.protocol import Completion, SamplingParams, TokenChunk, generate
 
 SIDES, LENGTHS, TURNS = "Side by side", "Lengths", "Turns of a conversation"
 BASE, ADAPTER = "astuner", "astuner with LoRA"
@@ -56,9 +55,31 @@ Prompts = list[list[int]]
 # ---------------------------------------------------------------- the engine
 
 
-def chat_prompts(model: EmbeddedModel, count: int) -> Prompts:
+class Engine:
+    """The base, or it under an adapter that changes nothing yet but is computed all the same.
+    Both are of one host: two engines in a process have more threads than there are cores."""
+
+    def __init__(self, host: EmbeddedHost, weights: str) -> None:
+        self.host = host
+        self._weights = weights
+
+    def stream(
+        self, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncIterator[TokenChunk]:
+        return self.host.stream(prompt_ids, params, weights=self._weights)
+
+
+def under_an_adapter(host: EmbeddedHost) -> Engine:
+    async def snapshot() -> str:
+        await host.create("a", LoraSpec())
+        return await host.snapshot("a")
+
+    return Engine(host, asyncio.run(snapshot()))
+
+
+def chat_prompts(host: EmbeddedHost, count: int) -> Prompts:
     return [
-        model.tokenizer.apply_chat_template(
+        host.tokenizer.apply_chat_template(
             [{"role": "user", "content": f"What is {17 + i} + 25? Think step by step."}],
             add_generation_prompt=True,
             return_dict=False,
@@ -68,17 +89,14 @@ def chat_prompts(model: EmbeddedModel, count: int) -> Prompts:
 
 
 def run_engine(
-    model: EmbeddedModel | EmbeddedHost,
-    prompts: Sequence[Sequence[int]],
-    tokens: Sequence[int],
-    seed: int,
+    engine: Engine, prompts: Sequence[Sequence[int]], tokens: Sequence[int], seed: int
 ) -> tuple[float, list[Completion]]:
     """Seconds until each prompt has got its number of tokens, all at once."""
 
     async def run() -> list[Completion]:
         return await asyncio.gather(
             *(
-                generate(model, ids, SamplingParams(count, seed=seed * 1000 + i))
+                generate(engine, ids, SamplingParams(count, seed=seed * 1000 + i))
                 for i, (ids, count) in enumerate(zip(prompts, tokens, strict=True))
             )
         )
@@ -128,29 +146,26 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * 2048**3 / best
 
 
-def side_by_side(
-    model: EmbeddedModel, folder: Path, args: argparse.Namespace, report: Report
-) -> None:
-    weights: Any = model._weights
-    dtype, device = weights.dtype, weights.device
-    parameters = sum(p.numel() for p in weights.states.select("reference").parameters())
-    prompts = chat_prompts(model, args.prompts)
+def side_by_side(engine: Engine, folder: Path, args: argparse.Namespace, report: Report) -> None:
+    host = engine.host
+    base: Any = host._bank._layers.model
+    weight = next(base.parameters())
+    dtype, device = weight.dtype, weight.device
+    parameters = sum(p.numel() for p in base.parameters())
+    prompts = chat_prompts(host, args.prompts)
     total = args.prompts * args.repeats * args.tokens
     every = [ids for ids in prompts for _ in range(args.repeats)]
 
     def there(work: Callable[[], float]) -> float:
         """On the engine's thread: with products on two threads, libgomp sees more threads than
         cores, and its own then sleep after each product."""
-        return model._thread.submit("benchmark", work).result()
+        return host._thread.submit("benchmark", work).result()
 
     with ExitStack() as stack:
         sides: dict[str, Callable[[int], float]] = {}
-        base = EmbeddedHost.open(folder, max_num_seqs=len(every), dtype=args.dtype)
-        stack.callback(base.close)
-        run_engine(base, prompts, [4] * len(prompts), 0)  # warm up
         counts = [args.tokens] * len(every)
-        sides[BASE] = lambda n: run_engine(base, every, counts, n)[0]
-        sides[ADAPTER] = lambda n: run_engine(model, every, counts, n)[0]
+        sides[BASE] = lambda n: run_engine(Engine(host, ""), every, counts, n)[0]
+        sides[ADAPTER] = lambda n: run_engine(engine, every, counts, n)[0]
         if args.vllm and device.type == "cpu":
             job = {"model": str(folder), "dtype": str(dtype).removeprefix("torch.")}
             job |= {"prompts": prompts, "repeats": args.repeats, "tokens": args.tokens}
@@ -198,16 +213,16 @@ def conclude(report: Report, sides: Sequence[str]) -> None:
 # ---------------------------------------------------------------- lengths, turns
 
 
-def lengths(model: EmbeddedModel, args: argparse.Namespace, report: Report) -> None:
+def lengths(engine: Engine, args: argparse.Namespace, report: Report) -> None:
     count = 3 * args.prompts * args.repeats
     varied = np.linspace(4, args.tokens, count).round().astype(int)
     np.random.default_rng(0).shuffle(varied)
     same = np.full(count, varied.sum() // count)
-    prompts = chat_prompts(model, args.prompts)
+    prompts = chat_prompts(engine.host, args.prompts)
     every = [prompts[i % len(prompts)] for i in range(count)]
     for number in range(1, args.rounds + 1):
-        uniform, _ = run_engine(model, every, same.tolist(), 100 + number)
-        mixed, _ = run_engine(model, every, varied.tolist(), 200 + number)
+        uniform, _ = run_engine(engine, every, same.tolist(), 100 + number)
+        mixed, _ = run_engine(engine, every, varied.tolist(), 200 + number)
         rates = int(same.sum()) / uniform, int(varied.sum()) / mixed
         report.row(
             LENGTHS,
@@ -222,20 +237,21 @@ def lengths(model: EmbeddedModel, args: argparse.Namespace, report: Report) -> N
     report.figure(LENGTHS, "lengths 4 to 64, % of the rate at one length", share, "at least 80")
 
 
-def turns(model: EmbeddedModel, report: Report) -> None:
+def turns(engine: Engine, report: Report) -> None:
+    host = engine.host
     rng = np.random.default_rng(1)
 
     def new(tokens: int) -> list[int]:
-        return rng.integers(100, len(model.tokenizer) - 100, tokens).tolist()
+        return rng.integers(100, len(host.tokenizer) - 100, tokens).tolist()
 
     talks = [new(TURN_NEW) for _ in range(8)]
     counts = [TURN_SAMPLED] * len(talks)
     ratio = 0.0
     for turn in range(1, NUM_TURNS + 1):
-        before = model.stats()
-        seconds, done = run_engine(model, talks, counts, turn)
-        prefilled = model.stats().prefilled_tokens - before.prefilled_tokens
-        unseen, _ = run_engine(model, [new(len(ids)) for ids in talks], counts, turn)
+        before = host.stats()
+        seconds, done = run_engine(engine, talks, counts, turn)
+        prefilled = host.stats().prefilled_tokens - before.prefilled_tokens
+        unseen, _ = run_engine(engine, [new(len(ids)) for ids in talks], counts, turn)
         prompt = sum(map(len, talks))
         given = TURN_NEW * len(talks)
         ratio = prefilled / given
@@ -265,20 +281,17 @@ def main() -> None:
         build("verl-vllm-cpu")
     report = Report("decode", __doc__, write=args.write)
     folder = resolve_model(args.model)
-    model = EmbeddedModel.open(
-        folder,
-        lora=None if args.no_lora else LoraSpec(),
-        max_num_seqs=args.prompts * args.repeats,
-        dtype=args.dtype,
-    )
-    run_engine(model, chat_prompts(model, args.prompts), [4] * args.prompts, 0)  # warm up
+    host = EmbeddedHost.open(folder, max_num_seqs=args.prompts * args.repeats, dtype=args.dtype)
+    engine = under_an_adapter(host)
+    for either in (Engine(host, ""), engine):  # warm up
+        run_engine(either, chat_prompts(host, args.prompts), [4] * args.prompts, 0)
     if "turns" in args.parts:
-        turns(model, report)
+        turns(engine, report)
     if "lengths" in args.parts:
-        lengths(model, args, report)
+        lengths(engine, args, report)
     if "sides" in args.parts:
-        side_by_side(model, folder, args, report)
-    model.close()
+        side_by_side(engine, folder, args, report)
+    host.close()
 
 
 def arguments() -> argparse.Namespace:
@@ -291,7 +304,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-lora", action="store_true", help="as with full-weight training")
     parser.add_argument("--no-generate", dest="generate", action="store_false")
     parser.add_argument("--no-vllm", dest="vllm", action="store_false")
     parser.add_argument("--write", action="store_true")
