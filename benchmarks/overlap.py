@@ -1,10 +1,10 @@
 """Rollouts that go on during training, against taking turns, where the environment is slow.
 
-    python benchmarks/overlap.py [--latencies 50 500] [--staleness 0 1 2] [--steps 12] [--write]
+    python benchmarks/overlap.py [--latencies 50 500] [--staleness 0 1 2] [--steps 8] [--write]
 
 Compares `rollout.max_staleness` 0 (rollout and training take turns), 1 and 2 on the quickstart's
 questions, in episodes of three turns: an answer, then twice "are you sure?", each after the
-environment has taken so many ms (asleep: no processor time). 8 questions x 8 repeats a step.
+environment has taken so many ms (asleep: no processor time). 8 questions x 4 repeats a step.
 The reward is the share of digits in the last answer: it differs between the episodes of every
 group from the first step on, so that every step trains. Everything else is the same. Seconds
 a step are medians without the first two; the reward is the mean over the steps near the number
@@ -125,9 +125,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--latencies", type=int, nargs="+", default=[50, 500])
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     report = Report("overlap", __doc__, write=args.write)
