@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from astuner.engine.embedded.packed import ROWS
+
 CHUNK_ELEMENTS = 1 << 18
 """Numbers of one step backward on a CPU, so few that they stay in its cache."""
-ROWS = 8
-"""Of a chunk, a multiple: see `packed.ROWS`."""
 PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 Activation = Callable[[Tensor], Tensor]
@@ -53,7 +53,7 @@ class _Gate(torch.autograd.Function):
 
 
 def _chunks(x: Tensor) -> tuple[Tensor, ...]:
-    """Its rows; a GPU takes all at once."""
+    """Its rows, in multiples of ROWS; a GPU takes all at once."""
     rows = x.reshape(-1, x.shape[-1])
     if x.device.type != "cpu":
         return (rows,)

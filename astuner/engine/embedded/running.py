@@ -98,15 +98,15 @@ class Running:
     def _part(self, request: Request, slot: Slot) -> Slot:
         """Into the slot of those that drew the same token; the first of them takes it."""
         drawn = slot, request.last_token
-        there = self._parted.get(drawn)
-        is_new = there is None or there not in self._sharing
-        if there is None or is_new:
-            there = self._parted[drawn] = self._pool.take(slot.length)
-            self._sharing[there] = []
+        known = self._parted.get(drawn)
+        if known is not None and known not in self._sharing:
+            known = None
+        there = known or self._pool.take(slot.length)
+        self._parted[drawn] = there
         self._sharing[slot].remove(request)
-        self._sharing[there].append(request)
+        self._sharing.setdefault(there, []).append(request)
         self._slots[request] = there
-        if is_new:
+        if known is None:
             there.kv[..., : slot.length, :] = slot.kv[..., : slot.length, :]
         return there
 

@@ -174,11 +174,12 @@ async def test_no_more_than_max_num_seqs_and_in_order() -> None:
     assert [len(drawn(r)) for r in bench.requests] == [3] * 5
 
 
-async def test_the_youngest_makes_way_when_the_pool_is_full() -> None:
+def roomy_and_tight(prompts: list[list[int]]) -> tuple[Bench, Bench]:
+    """The same requests in a large pool and in one where some have to make way."""
     roomy, tight = Bench(max_context=128), Bench(max_context=128, pool=1)
     for bench in (roomy, tight):
-        for seed in range(6):
-            bench.add(prompt(seed, 30), SamplingParams(max_tokens=60, seed=seed))
+        for seed, ids in enumerate(prompts):
+            bench.add(ids, SamplingParams(max_tokens=60, seed=seed))
         bench.run()
     assert roomy.counters.preempted == 0
     assert tight.counters.preempted > 0
@@ -186,7 +187,13 @@ async def test_the_youngest_makes_way_when_the_pool_is_full() -> None:
         assert len(drawn(a)) == 60
         assert drawn(a) == drawn(b)
         assert logprobs(a) == logprobs(b)
-        assert sum(c.prefill_cached for c in chunks(b)) == 0
+    return roomy, tight
+
+
+async def test_the_youngest_makes_way_when_the_pool_is_full() -> None:
+    _, tight = roomy_and_tight([prompt(seed, 30) for seed in range(6)])
+    for request in tight.requests:
+        assert sum(c.prefill_cached for c in chunks(request)) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -216,17 +223,7 @@ async def test_those_that_draw_alike_stay_one_row() -> None:
 
 
 async def test_repeats_that_have_no_room_to_part_make_way() -> None:
-    roomy, tight = Bench(max_context=128), Bench(max_context=128, pool=1)
-    for bench in (roomy, tight):
-        for seed in range(6):
-            bench.add(prompt(0, 30), SamplingParams(max_tokens=60, seed=seed))
-        bench.run()
-    assert roomy.counters.preempted == 0
-    assert tight.counters.preempted > 0
-    for a, b in zip(roomy.requests, tight.requests, strict=True):
-        assert len(drawn(a)) == 60
-        assert drawn(a) == drawn(b)
-        assert logprobs(a) == logprobs(b)
+    roomy_and_tight([prompt(0, 30)] * 6)
 
 
 async def test_repeats_leave_a_row_without_the_others() -> None:
