@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from astuner.engine.embedded.packed import ROWS
+from astuner.engine.embedded.packed import in_chunks
 
-CHUNK_ELEMENTS = 1 << 18
-"""Numbers of one step backward on a CPU, so few that they stay in its cache."""
 PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 Activation = Callable[[Tensor], Tensor]
@@ -42,22 +40,14 @@ class _Gate(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
         d_gate, d_up = (torch.empty(gate.shape, dtype=x.dtype, device=x.device) for x in (gate, up))
-        chunks = (_chunks(x) for x in (gradient, gate, up, d_gate, d_up))
-        for gradient_NI, gate_NI, up_NI, d_gate_NI, d_up_NI in zip(*chunks, strict=True):
+        chunks = in_chunks(gradient, gate, up, d_gate, d_up)
+        for gradient_NI, gate_NI, up_NI, d_gate_NI, d_up_NI in chunks:
             with torch.enable_grad():
                 gate_NI = gate_NI.detach().requires_grad_()
                 act_NI = ctx.act(gate_NI)
             torch.mul(gradient_NI, act_NI.detach(), out=d_up_NI)
             d_gate_NI.copy_(torch.autograd.grad(act_NI, gate_NI, gradient_NI * up_NI)[0])
         return d_gate, d_up, None
-
-
-def _chunks(x: Tensor) -> tuple[Tensor, ...]:
-    """Its rows, in multiples of ROWS; a GPU takes all at once."""
-    rows = x.reshape(-1, x.shape[-1])
-    if x.device.type != "cpu":
-        return (rows,)
-    return rows.split(max(1, CHUNK_ELEMENTS // x.shape[-1] // ROWS) * ROWS)
 
 
 # ---------------------------------------------------------------- which modules

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-CHUNK_ELEMENTS = 1 << 18
-"""Float32 numbers of one step backward on a CPU, so few that they stay in its cache."""
+from astuner.engine.embedded.packed import in_chunks
 
 
 class _Norm(torch.autograd.Function):
@@ -39,8 +38,8 @@ class _Norm(torch.autograd.Function):
         """With n = x * scale and d = gradient * weight: scale * (d - n * mean(d * n))."""
         inputs, weight_D, scale = ctx.saved_tensors
         d_inputs = torch.empty(inputs.shape, dtype=inputs.dtype, device=inputs.device)
-        chunks = (_chunks(x, len(weight_D)) for x in (gradient, inputs, scale, d_inputs))
-        for gradient_ND, x_ND, scale_N1, out_ND in zip(*chunks, strict=True):
+        chunks = in_chunks(gradient, inputs, scale, d_inputs)
+        for gradient_ND, x_ND, scale_N1, out_ND in chunks:
             n_ND = x_ND.to(torch.float32, copy=True).mul_(scale_N1)
             d_ND = gradient_ND.to(torch.float32, copy=True).mul_(weight_D)
             inner_N1 = (d_ND * n_ND).mean(-1, keepdim=True)
@@ -53,12 +52,6 @@ def _compute(inputs: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tens
     x = inputs.float()
     scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
     return weight_D * (x * scale).to(inputs.dtype), scale
-
-
-def _chunks(x: Tensor, width: int) -> tuple[Tensor, ...]:
-    """Its rows, for rows of `width`; a GPU takes all at once."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows.split(max(1, CHUNK_ELEMENTS // width)) if x.device.type == "cpu" else (rows,)
 
 
 # ---------------------------------------------------------------- which norms

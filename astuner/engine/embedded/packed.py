@@ -9,6 +9,7 @@ without a forward pass of our own. This module knows no cache and no loss.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -20,11 +21,24 @@ ROWS = 8
 """Rows are padded to a multiple of this: with other counts some CPU kernels (float32 matrix
 products, SiLU) treat the last tokens differently, and a token's result would depend on how
 many others there are."""
+CHUNK_ELEMENTS = 1 << 18
+"""Numbers of a chunk of rows on a CPU, so few that they stay in its cache."""
 
 
 def whole_rows(tokens: int) -> int:
     """Rounded up to a multiple of ROWS."""
     return -(-tokens // ROWS) * ROWS
+
+
+def in_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rows of all of them, a few at a time, as many as the first one's width allows; a
+    GPU takes all at once."""
+    rows = [x.reshape(-1, x.shape[-1]) for x in tensors]
+    if rows[0].device.type != "cpu":
+        yield tuple(rows)
+        return
+    size = max(1, CHUNK_ELEMENTS // rows[0].shape[1] // ROWS) * ROWS
+    yield from zip(*(x.split(size) for x in rows), strict=True)
 
 
 class AttentionPlan(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from astuner.engine.embedded import gates
+from astuner.engine.embedded import packed
 from astuner.engine.embedded.gates import gated
 from astuner.engine.embedded.linears import grouped
 from tests.engine.embedded.tiny import tiny_model
@@ -34,11 +34,11 @@ def value_and_gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("act", ["silu", "gelu_pytorch_tanh", "relu2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("chunk", [gates.CHUNK_ELEMENTS, 400])
+@pytest.mark.parametrize("chunk", [packed.CHUNK_ELEMENTS, 400])
 def test_values_and_gradients_have_the_bits_of_transformers(
     act: str, dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gates, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(packed, "CHUNK_ELEMENTS", chunk)
     theirs = mlp(act=act, dtype=dtype)
     ours = copy.deepcopy(theirs)
     grouped(theirs)

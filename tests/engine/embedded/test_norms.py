@@ -11,7 +11,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from astuner.engine.embedded import norms
+from astuner.engine.embedded import packed
 from astuner.engine.embedded.norms import lightened
 from tests.engine.embedded.tiny import tiny_model
 
@@ -66,12 +66,12 @@ def test_values_have_the_bits_of_transformers(kind: Any, dtype: torch.dtype) -> 
             assert torch.equal(ours(x), theirs(x)), name
 
 
-@pytest.mark.parametrize("chunk", [norms.CHUNK_ELEMENTS, 100])
+@pytest.mark.parametrize("chunk", [packed.CHUNK_ELEMENTS, 100])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_plain_autograd(
     kind: Any, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norms, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(packed, "CHUNK_ELEMENTS", chunk)
     theirs, ours = pair(kind, torch.float32)
     for name, x in inputs_of(torch.float32).items():
         got, wanted = (value_and_gradient(norm, x)[1] for norm in (ours, theirs))
