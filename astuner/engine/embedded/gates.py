@@ -7,7 +7,6 @@ the same bits. Modules that compute anything else than down(act(gate(x)) * up(x)
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -21,14 +20,12 @@ from astuner.engine.embedded.packed import in_chunks
 
 PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
-Activation = Callable[[Tensor], Tensor]
-
 
 class _Gate(torch.autograd.Function):
     """act(gate) * up, where each row of act is of its own."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, act: Activation) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, act: nn.Module) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.act = act
         return act(gate) * up
@@ -44,7 +41,7 @@ class _Gate(torch.autograd.Function):
         for gradient_NI, gate_NI, up_NI, d_gate_NI, d_up_NI in chunks:
             with torch.enable_grad():
                 gate_NI = gate_NI.detach().requires_grad_()
-                act_NI = ctx.act(gate_NI)
+                act_NI = ctx.act.forward(gate_NI)  # hooks are for the forward pass
             torch.mul(gradient_NI, act_NI.detach(), out=d_up_NI)
             d_gate_NI.copy_(torch.autograd.grad(act_NI, gate_NI, gradient_NI * up_NI)[0])
         return d_gate, d_up, None

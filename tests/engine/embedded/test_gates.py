@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -74,6 +75,18 @@ def test_the_activation_is_not_kept() -> None:
     gated(ours)
     x = torch.randn(1, 40, 32)
     assert kept(theirs, x) - kept(ours, x) == 40 * 48 * x.element_size()
+
+
+def test_operations_can_be_counted() -> None:
+    """As users count them, by hooks on modules; the activation's are not run again."""
+    ours = mlp()
+    gated(ours)
+    calls: list[nn.Module] = []
+    ours.act_fn.register_forward_hook(lambda module, *_: calls.append(module))
+    with FlopCounterMode(display=False) as counted:
+        ours(torch.randn(1, 8, 32, requires_grad=True)).sum().backward()
+    assert counted.get_total_flops() == 3 * 2 * 2 * 8 * 32 * 48  # forward, and back to the input
+    assert calls == [ours.act_fn]
 
 
 class Halved(LlamaMLP):
