@@ -40,10 +40,11 @@ class _Gate(torch.autograd.Function):
         chunks = in_chunks(gradient, gate, up, d_gate, d_up)
         for gradient_NI, gate_NI, up_NI, d_gate_NI, d_up_NI in chunks:
             with torch.enable_grad():
-                gate_NI = gate_NI.detach().requires_grad_()
-                act_NI = ctx.act.forward(gate_NI)  # hooks are for the forward pass
+                leaf: Any = gate_NI.detach().requires_grad_()
+                act_NI = ctx.act(leaf)
             torch.mul(gradient_NI, act_NI.detach(), out=d_up_NI)
-            d_gate_NI.copy_(torch.autograd.grad(act_NI, gate_NI, gradient_NI * up_NI)[0])
+            act_NI.backward(gradient_NI * up_NI)
+            d_gate_NI.copy_(leaf.grad)
         return d_gate, d_up, None
 
 

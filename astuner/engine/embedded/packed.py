@@ -32,7 +32,7 @@ def whole_rows(tokens: int) -> int:
 
 def in_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The rows of all of them, a few at a time, as many as the first one's width allows; a
-    GPU takes all at once."""
+    GPU takes all at once. One that is written to has to be contiguous."""
     rows = [x.reshape(-1, x.shape[-1]) for x in tensors]
     if rows[0].device.type != "cpu":
         yield tuple(rows)
