@@ -135,14 +135,17 @@ class _Product(torch.autograd.Function):
         inputs, *saved = ctx.saved_tensors
         by_layer = [_rows(gradient) for gradient in gradients]
         d_inputs = ctx.group.of_gradients(by_layer) if ctx.needs_input_grad[0] else None
-        d_matrices: list[Tensor | None] = []
-        changed = list(lora.matrices) if lora else []
-        hiddens, matrices = saved[: len(changed)], saved[len(changed) :]
-        for i, hidden, a, b in zip(changed, hiddens, matrices[::2], matrices[1::2], strict=True):
-            d_hidden = by_layer[i].mm(b).mul_(lora.scale if lora else 1.0)
+        d_matrices: list[Tensor] = []
+        if lora and lora.matrices:
+            changed, count = [by_layer[i] for i in lora.matrices], len(lora.matrices)
+            hiddens, a, b = saved[:count], saved[count::2], saved[count + 1 :: 2]
+            parts = [gradient.mm(matrix) for gradient, matrix in zip(changed, b, strict=True)]
+            d_hidden = torch.cat(parts, 1).mul_(lora.scale)
             if d_inputs is not None:
-                d_inputs.addmm_(d_hidden, a)
-            d_matrices += d_hidden.t().mm(_rows(inputs)), by_layer[i].t().mm(_rows(hidden))
+                d_inputs.addmm_(d_hidden, torch.cat(a))
+            d_a = d_hidden.t().mm(_rows(inputs)).split([len(matrix) for matrix in a])
+            for of_a, hidden, gradient in zip(d_a, hiddens, changed, strict=True):
+                d_matrices += of_a, _rows(hidden).t().mm(gradient).t()
         d_inputs = None if d_inputs is None else d_inputs.view(inputs.shape)
         return d_inputs, None, None, *d_matrices
 

@@ -63,8 +63,8 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = plan.attend(cast(int, module.layer_idx), query[0], key[0], value[0], scale)
-    return out.unsqueeze(0), None
+    query, key, value = (x.squeeze(0) for x in (query, key, value))
+    return plan.attend(cast(int, module.layer_idx), query, key, value, scale).unsqueeze(0), None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -86,4 +86,4 @@ def forward(
         logits_to_keep=keep_N,
         plan=plan,
     )
-    return out.logits[0]
+    return out.logits.squeeze(0)  # whose gradient, unlike that of [0], is no copy

@@ -129,27 +129,35 @@ def two_products(
     seen: tuple[int, ...],
     scale: float,
 ) -> Tensor:
-    """queries [B, M, D] over keys and values [B, S, D]; [B, M, D]. The scores, seen as
-    [*seen, S], get `mask` of the same dtype added; they are scaled before they are rounded to
-    it, and softmax adds up in float32.
+    """queries [B, M, D] over keys and values [B, S, D]; [B, M, D].
 
     SDPA has no fast CPU kernel for grouped heads under a mask, and for one query it is
     several times slower than this. S counts in whole blocks and what is masked adds exact
     zeros, so that a row's result does not depend on S; nor on M (see FP32_ROWS).
     """
-    count, missing = queries.shape[1], -queries.shape[1] % FP32_ROWS
-    if queries.dtype == torch.float32 and missing:
-        queries = F.pad(queries, (0, 0, 0, missing))
-    nothing = queries.new_zeros(1, 1, 1)
+    weights = attention_weights(queries, keys, mask, seen, scale)
+    return torch.bmm(_even(weights), values)[:, : queries.shape[1]]
+
+
+def attention_weights(
+    queries: Tensor, keys: Tensor, mask: Tensor, seen: tuple[int, ...], scale: float
+) -> Tensor:
+    """Of queries [B, M, D] over keys [B, S, D]; [B, M, S]. The scores, seen as [*seen, S], get
+    `mask` of the same dtype added; they are scaled before they are rounded to it, and softmax
+    adds up in float32."""
+    nothing, count = queries.new_zeros(1, 1, 1), queries.shape[1]
+    queries = _even(queries)
     scores = torch.baddbmm(nothing, queries, keys.transpose(1, 2), beta=0, alpha=scale)
-    shape = scores.shape
-    if shape[1] != count:
-        scores = scores[:, :count].reshape(*seen, shape[2])
-    scores = scores.view(*seen, shape[2]).add_(mask)
-    weights = scores.softmax(-1).view(-1, count, shape[2])
-    if shape[1] != count:
-        weights = F.pad(weights, (0, 0, 0, missing))
-    return torch.bmm(weights, values)[:, :count]
+    if queries.shape[1] != count:
+        scores = scores[:, :count].contiguous()
+    reach = keys.shape[1]
+    return scores.view(*seen, reach).add_(mask).softmax(-1).view(-1, count, reach)
+
+
+def _even(rows: Tensor) -> Tensor:
+    """[B, M, X] with rows of zeros up to a multiple of FP32_ROWS."""
+    missing = -rows.shape[1] % FP32_ROWS
+    return F.pad(rows, (0, 0, 0, missing)) if missing and rows.dtype == torch.float32 else rows
 
 
 def _in_blocks(

@@ -3,8 +3,9 @@
 In chunks of queries: the keys a chunk can see are the ancestors of its first node and the
 chunk itself, far fewer than every node's path has. Chunks with about as many keys are
 computed together, since a small product costs little more than its call. The attention's
-weights are computed again, in float32, rather than kept: they would be most of a layer's
-memory. The layout is made once for each row and serves every layer. No values: see `tree_paths`.
+weights are computed again, and rounded as the values' are, rather than kept: they would be most
+of a layer's memory. The layout is made once for each row and serves every layer. No values: see
+`tree_paths`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from astuner.engine.embedded.plans import attention_weights
 from astuner.engine.embedded.tree_paths import Batch, Ints
 
-CHUNK = 64
+CHUNK = 128
 """Queries of a chunk; fewer only in the row's last."""
-SCORES = 1 << 19
+SCORES = 1 << 18
 """Scores of one head in a batch of chunks: what bounds the memory that a layer takes."""
 ALIKE = 0.75
 """Chunks with fewer keys than this part of the batch's are not padded to be of it."""
@@ -29,22 +31,17 @@ ALIKE = 0.75
 class TreeGradient:
     """Node i sees node j iff j <= i < ends_T[j] (see `packing.Row`)."""
 
-    def __init__(self, ends_T: Ints) -> None:
-        self._batches = [_batch(chunks, ends_T) for chunks in _batched(_chunks(ends_T))]
+    def __init__(self, ends_T: Ints, dtype: torch.dtype) -> None:
+        chunks = _batched(_chunks(ends_T))
+        self._batches = [_batch(together, ends_T, dtype) for together in chunks]
 
     def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        out: Tensor,
-        gradient: Tensor,
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of query [H, T, D] and of key and value [K, T, D], given that of the output; it and
-        `out` are [T, H, D]."""
-        inner = torch.linalg.vecdot(gradient.float(), out.float()).t()
-        gradient = gradient.transpose(0, 1)
+        """Of query [H, T, D] and of key and value [K, T, D], given that of the output
+        [T, H, D]."""
+        whole = (x.contiguous() for x in (query, key, value, gradient.transpose(0, 1)))
+        query, key, value, gradient = whole  # parts of what has gaps are slow to take
         d_query = torch.empty_like(query)
         kv_heads, total, dim = key.shape
         d_keys = torch.zeros(total, kv_heads * dim)
@@ -57,7 +54,6 @@ class TreeGradient:
                 value.index_select(1, batch.keys),
                 scale,
                 gradient.index_select(1, batch.nodes),
-                inner.index_select(1, batch.nodes),
             )
             d_query.index_copy_(1, batch.nodes, d_nodes)
             d_keys.index_add_(0, batch.keys, d_batch_keys)
@@ -69,33 +65,21 @@ class TreeGradient:
 
 
 def _gradients(
-    batch: Batch,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    gradient: Tensor,
-    inner: Tensor,
+    batch: Batch, query: Tensor, key: Tensor, value: Tensor, scale: float, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of the batch's attention, with query and gradient [H, B * n, D], key and value
-    [K, B * M, D] and the products of gradient and output, float32 [H, B * n]: section 3.1 of
-    FlashAttention-2 (Dao 2023, arXiv 2307.08691), in plain products. SDPA's own has no fast
-    kernel on CPU for grouped heads under a mask. [H, B * n, D], and float32 [B * M, K * D]
-    twice."""
+    [K, B * M, D]: [H, B * n, D], and float32 [B * M, K * D] twice. Plain products, as SDPA's own
+    has no fast kernel on CPU for grouped heads under a mask."""
     (chunks, rows, reach), (heads, _, dim), kv_heads = batch.shape, query.shape, key.shape[0]
     seen = (kv_heads, chunks, heads // kv_heads, rows)
-    products = kv_heads * chunks
     queries, gradients = (batch.by_keys(x, kv_heads) for x in (query, gradient))
-    inners = batch.by_keys(inner[..., None], kv_heads).view(*seen, 1)
-    keys, values = key.view(products, reach, dim), value.view(products, reach, dim)
-    scores = torch.bmm(queries, keys.transpose(1, 2)).view(*seen, reach)
-    weights = torch.add(batch.mask, scores, alpha=scale).softmax(-1)
-    d_weights = torch.bmm(gradients, values.transpose(1, 2)).view(*seen, reach).float()
-    d_scores = d_weights.sub_(inners).mul_(weights).mul_(scale)
-    d_scores = d_scores.to(query.dtype).view(products, -1, reach)
-    weights = weights.to(value.dtype).view(products, -1, reach)
-    d_query = torch.bmm(d_scores, keys).view(*seen, dim).transpose(1, 2).reshape(heads, -1, dim)
-    d_key = torch.bmm(d_scores.transpose(1, 2), queries)
+    keys, values = (x.view(-1, reach, dim) for x in (key, value))
+    weights = attention_weights(queries, keys, batch.mask, seen, scale)
+    d_weights = torch.bmm(gradients, values.transpose(1, 2))
+    d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+    d_query = torch.bmm(d_scores, keys).mul_(scale)
+    d_query = d_query.view(*seen, dim).transpose(1, 2).reshape(heads, -1, dim)
+    d_key = torch.bmm(d_scores.transpose(1, 2), queries).mul_(scale)
     d_value = torch.bmm(weights.transpose(1, 2), gradients)
     return d_query, _by_node(d_key, kv_heads), _by_node(d_value, kv_heads)
 
@@ -103,7 +87,9 @@ def _gradients(
 def _by_node(x: Tensor, kv_heads: int) -> Tensor:
     """[K * B, M, D] to float32 [B * M, K * D]."""
     dim = x.shape[2]
-    return x.view(kv_heads, -1, dim).transpose(0, 1).float().reshape(-1, kv_heads * dim)
+    by_node = x.view(kv_heads, -1, dim).transpose(0, 1)
+    whole = by_node.to(torch.float32, memory_format=torch.contiguous_format)
+    return whole.reshape(-1, kv_heads * dim)
 
 
 # ---------------------------------------------------------------- the layout
@@ -138,7 +124,7 @@ def _batched(chunks: Iterator[_Chunk]) -> Iterator[list[_Chunk]]:
         yield batch
 
 
-def _batch(chunks: Sequence[_Chunk], ends_T: Ints) -> Batch:
+def _batch(chunks: Sequence[_Chunk], ends_T: Ints, dtype: torch.dtype) -> Batch:
     rows, reach = len(chunks[0].nodes), len(chunks[0].keys)
     nodes = np.stack([c.nodes for c in chunks])
     keys = np.stack([np.pad(c.keys, (0, reach - len(c.keys))) for c in chunks])
@@ -150,5 +136,5 @@ def _batch(chunks: Sequence[_Chunk], ends_T: Ints) -> Batch:
         (len(chunks), rows, reach),
         torch.from_numpy(nodes.ravel()),
         torch.from_numpy(keys.ravel()),
-        mask[:, None],
+        mask[:, None].to(dtype),
     )

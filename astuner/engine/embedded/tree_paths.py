@@ -80,6 +80,7 @@ class TreePaths:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """query [H, T, D], key and value [K, T, D]; [T, H, D]."""
+        query, key, value = (x.contiguous() for x in (query, key, value))
         parts = [_attend(batch, query, key, value, scale) for batch in self._batches]
         return torch.cat(parts).index_select(0, self._places_T)
 

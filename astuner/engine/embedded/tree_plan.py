@@ -55,7 +55,7 @@ class TreePlan:
         self._chunks: list[_Chunk] = []
         total = len(ends_T)
         if device.type == "cpu":
-            self._as_sampled = TreePaths(positions_T, dtype), TreeGradient(ends_T)
+            self._as_sampled = TreePaths(positions_T, dtype), TreeGradient(ends_T, dtype)
         elif (ends_T < total).any():
             size = max(512, -(-total // MAX_CHUNKS))
             self._chunks = [
@@ -102,15 +102,14 @@ class _AsSampled(torch.autograd.Function):
         paths: TreePaths,
         gradient: TreeGradient,
     ) -> Tensor:
-        out = paths.attend(query, key, value, scale)
-        ctx.save_for_backward(query, key, value, out)
+        ctx.save_for_backward(query, key, value)
         ctx.scale, ctx.gradient = scale, gradient
-        return out
+        return paths.attend(query, key, value, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out = ctx.saved_tensors
-        return *ctx.gradient(query, key, value, ctx.scale, out, grads[0]), None, None, None
+        query, key, value = ctx.saved_tensors
+        return *ctx.gradient(query, key, value, ctx.scale, grads[0]), None, None, None
 
 
 # ---------------------------------------------------------------- elsewhere
