@@ -39,7 +39,7 @@ class _TokenLogprobs(torch.autograd.Function):
             normalisers.append(normaliser)
             entropies.append(entropy)
         normaliser_R = torch.cat(normalisers)
-        ctx.save_for_backward(logits_RV, rows_N, targets_N, normaliser_R)
+        ctx.save_for_backward(logits_RV, rows_N, targets_N)
         ctx.temperature = temperature
         chosen_N = logits_RV[rows_N, targets_N].float() / temperature
         entropy_R = torch.cat(entropies)
@@ -52,17 +52,14 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, None, None, None]:
         """d logprob / d logits = (one-hot - softmax) / temperature."""
-        logits_RV, rows_N, targets_N, normaliser_R = ctx.saved_tensors
+        logits_RV, rows_N, targets_N = ctx.saved_tensors
         gradient_N = grads[0] / ctx.temperature
-        total_R = torch.zeros_like(normaliser_R).index_add_(0, rows_N, gradient_N)
+        total_R1 = gradient_N.new_zeros(len(logits_RV), 1)
+        total_R1.index_add_(0, rows_N, gradient_N[:, None])
         out_RV = logits_RV.detach()
-        start = 0
-        for chunk in _chunks(out_RV):
-            part = slice(start, start + len(chunk))
-            softmax = _scaled(chunk, ctx.temperature)
-            softmax.sub_(normaliser_R[part, None]).exp_()
-            chunk.copy_(softmax.mul_(-total_R[part, None]))
-            start = part.stop
+        chunks = _chunks(out_RV)
+        for chunk, total in zip(chunks, total_R1.split(len(chunks[0])), strict=True):
+            chunk.copy_(_scaled(chunk, ctx.temperature).softmax(-1).mul_(-total))
         out_RV.index_put_((rows_N, targets_N), gradient_N.to(out_RV.dtype), accumulate=True)
         return out_RV, None, None, None
 
