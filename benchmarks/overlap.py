@@ -1,6 +1,6 @@
 """Rollouts that go on during training, against taking turns, where the environment is slow.
 
-    python benchmarks/overlap.py [--latencies 50 500] [--staleness 0 1 2] [--steps 5] [--write]
+    python benchmarks/overlap.py [--latencies 50 500] [--staleness 0 1 2] [--steps 10] [--write]
 
 Compares `rollout.max_staleness` 0 (rollout and training take turns), 1 and 2 on the quickstart's
 questions, in episodes of three turns: an answer, then twice "are you sure?", each after the
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--latencies", type=int, nargs="+", default=[50, 500])
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--write", action="store_true")
