@@ -57,3 +57,17 @@ def test_it_is_that_of_plain_attention(
         mine = TreeGradient(ends_T, torch.float32)(query, key, value, 0.5, seed)
     for ours, theirs in zip(mine, plain, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_in_bfloat16_it_is_that_of_float32_but_for_rounding() -> None:
+    ends_T = np.array([9, 9, 5, 5, 5, 9, 9, 8, 9], np.int64)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (6, 9, DIM), (2, 9, DIM), (2, 9, DIM), (9, 6, DIM)
+    coarse = [torch.randn(s, generator=generator).bfloat16() for s in shapes]
+    query, key, value, seed = (x.float() for x in coarse)
+    exact = TreeGradient(ends_T, torch.float32)(query, key, value, 0.5, seed)
+    query, key, value, seed = coarse
+    mine = TreeGradient(ends_T, torch.bfloat16)(query, key, value, 0.5, seed)
+    for ours, theirs in zip(mine, exact, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert float((ours.float() - theirs).norm() / theirs.norm()) < 0.02
