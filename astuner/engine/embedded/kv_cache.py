@@ -1,9 +1,9 @@
 """Where keys and values live while sequences are decoded.
 
 `KVPool` keeps the running sequences. A *shelf* holds slots of one length
-(64, 128, 256, ... tokens); its used slots are always [0, n), so that decoding
-reads a plain strided view, gathers nothing, and a long sequence does not stretch
-the short ones. What no sequence uses is zero. All KV tensors have the shape
+(64, 128, 192, 256, 384, 512, 768, ... tokens); its used slots are always [0, n), so that
+decoding reads them as they lie, gathers and copies nothing, and a long sequence does not
+stretch the short ones. What no sequence uses is zero. All KV tensors have the shape
 [L, 2, ..., K, T, D]: layers, key/value, kv heads, tokens, head size. What ended
 sequences leave behind is in `prefix_cache`. Nothing here calls the model.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from astuner.errors import EngineError
 
 BLOCK = 64
-"""Views are cut at multiples of this many tokens; the shortest slot has so many."""
+"""Attention counts keys in multiples of this; the shortest slot has so many."""
 
 
 def whole_blocks(tokens: int) -> int:
@@ -187,8 +187,9 @@ class KVPool:
 
 
 def _slot_size(length: int) -> int:
-    """The smallest slot for this many tokens: a power of two, at least BLOCK."""
-    return max(BLOCK, 1 << (length - 1).bit_length())
+    """The smallest slot for this many tokens: two sizes to a power of two, of whole blocks."""
+    step = max(BLOCK, (1 << (length - 1).bit_length()) // 4)
+    return -(-length // step) * step
 
 
 def _copy(source: Tensor, target: Tensor, length: int) -> None:

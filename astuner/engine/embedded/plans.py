@@ -31,7 +31,8 @@ class _Rows:
     start: int
     stop: int
     kv: Tensor
-    """[L, 2, n, K, S, D]: used slots, cut after the longest sequence at a whole block."""
+    """[L, 2, n, K, S, D]: the used slots, whole. Cut to fewer tokens they have gaps, and each
+    product copies them first, which takes longer than it saves."""
     mask: Tensor
     """[n * K, 1, S]: 0 where the slot has a token (the new one too), else -inf."""
     index: Tensor
@@ -71,13 +72,12 @@ class DecodePlan:
 def _rows(shelf: Shelf, start: int) -> _Rows:
     n, device, kv_heads = len(shelf.slots), shelf.kv.device, shelf.kv.shape[3]
     lengths = torch.tensor([slot.length for slot in shelf.slots])
-    view = whole_blocks(int(lengths.max()) + 1)
-    mask = torch.zeros(n, 1, view)
-    mask.masked_fill_(torch.arange(view) > lengths[:, None, None], float("-inf"))
+    mask = torch.zeros(n, 1, shelf.size)
+    mask.masked_fill_(torch.arange(shelf.size) > lengths[:, None, None], float("-inf"))
     return _Rows(
         start,
         start + n,
-        shelf.kv[:, :, :n, :, :view],
+        shelf.kv[:, :, :n],
         mask.repeat_interleave(kv_heads, 0).to(device, shelf.kv.dtype),
         torch.arange(n, device=device),
         lengths.to(device),
@@ -133,7 +133,8 @@ def two_products(
 
     SDPA has no fast CPU kernel for grouped heads under a mask, and for one query it is
     several times slower than this. S counts in whole blocks and what is masked adds exact
-    zeros, so that a row's result does not depend on S; nor on M (see FP32_ROWS).
+    zeros, so that a row's result does not depend on S; nor on M (see FP32_ROWS). With more than
+    some 190 keys float32 is an exception: where a sum is cut depends on S, and a last bit may.
     """
     weights = attention_weights(queries, keys, mask, seen, scale)
     return torch.bmm(_even(weights), values)[:, : queries.shape[1]]

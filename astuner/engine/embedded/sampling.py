@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +25,8 @@ only for the rows that need more. A fixed number: with another one ties might fa
 differently, and a row's draw would depend on its batch."""
 CHUNK_ELEMENTS = 1 << 21
 """Float32 numbers of one chunk of distributions on CPU: 8 MiB, which stay in its cache."""
+PART = 256
+"""Tokens whose probabilities are added up before any of them is looked at."""
 _MIN_TEMPERATURE = 1e-4
 
 
@@ -152,15 +155,35 @@ def _probabilities(logits_NV: Tensor, params: Sequence[SamplingParams]) -> Tenso
 
 
 def _inverse_cdf(probs_KV: Tensor, uniform_KJ: Tensor) -> Tensor:
-    """The first token whose cumulative probability exceeds u, [K, J]. Its own probability is
-    never 0: u is scaled by the total as summed and kept below it."""
-    cdf_KV = probs_KV.cumsum(-1)
-    if cdf_KV.device.type != "cpu":  # a parallel sum may go down by a rounding error
-        cdf_KV = cdf_KV.cummax(-1).values
-    total_K1 = cdf_KV[:, -1:]
-    target_KJ = torch.minimum(uniform_KJ * total_K1, total_K1 * (1 - 2.0**-23))
-    tokens_KJ = torch.searchsorted(cdf_KV, target_KJ, right=True)
+    """The first token whose cumulative probability exceeds u, [K, J]; its own is never 0. Found
+    by parts of the vocabulary, then in one of them: a running sum over all takes far longer
+    than sums of parts do."""
+    whole_KV = F.pad(probs_KV, (0, missing)) if (missing := -probs_KV.shape[1] % PART) else probs_KV
+    parts_KPW = whole_KV.unflatten(1, (-1, PART))
+    cdf_K1P = _running_sum(parts_KPW.sum(-1)[:, None])
+    part_K1J, rest_K1J = _first_beyond(cdf_K1P, uniform_KJ[:, None] * cdf_K1P[..., -1:])
+    part_KJ1, rest_KJ1 = part_K1J.mT, rest_K1J.mT
+    cdf_KJW = _running_sum(parts_KPW.gather(1, part_KJ1.expand(-1, -1, PART)))
+    within_KJ1, _ = _first_beyond(cdf_KJW, rest_KJ1)
+    tokens_KJ = (part_KJ1 * PART + within_KJ1)[..., 0]
     return tokens_KJ.clamp_(max=probs_KV.shape[1] - 1)  # out of range only where NaN
+
+
+def _running_sum(x: Tensor) -> Tensor:
+    cdf = x.cumsum(-1)
+    # a parallel sum may go down by a rounding error
+    return cdf if cdf.device.type == "cpu" else cdf.cummax(-1).values
+
+
+def _first_beyond(cdf: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `cdf` [..., W] first exceeds each target [..., J], which is kept below its end, and
+    how far the target lies beyond the place before."""
+    end = cdf[..., -1:]
+    target = torch.minimum(target, end * (1 - 2.0**-23))
+    place = torch.searchsorted(cdf, target.contiguous(), right=True)
+    place = place.clamp_(max=cdf.shape[-1] - 1)  # out of range only where NaN
+    before = cdf.gather(-1, (place - 1).clamp_(min=0)).masked_fill_(place == 0, 0.0)
+    return place, target - before
 
 
 def _truncate(probs_NV: Tensor, params: Sequence[SamplingParams]) -> Tensor:

@@ -169,6 +169,24 @@ def test_impossible_tokens_are_never_drawn() -> None:
     assert set(drawn.logprobs) == {0.0}
 
 
+@pytest.mark.parametrize("vocab", [3, 256, 257, 3000])
+def test_a_draw_inverts_the_cumulative_distribution(vocab: int) -> None:
+    """Against one sum in float64, but for numbers a rounding error from where a token ends."""
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(vocab, generator=generator) * 4
+    logits[torch.rand(vocab, generator=generator) < 0.3] = float("-inf")
+    draws = [draw(11, position) for position in range(2000)]
+    cdf = logits.double().softmax(-1).cumsum(-1)
+    uniform = torch.from_numpy(uniforms(draws)).double()
+    expected = torch.searchsorted(cdf, uniform, right=True)
+    clear = (uniform[:, None] - cdf).abs().amin(1) > 1e-5
+    for rows in ([0] * len(draws), list(range(len(draws)))):  # of one row, and of one each
+        drawn = torch.tensor(sample(logits.expand(len(draws), -1), draws, rows).tokens)
+        assert torch.equal(drawn[clear], expected[clear])
+        assert torch.isfinite(logits[drawn]).all()
+    assert clear.sum() > 1900
+
+
 def test_uniforms() -> None:
     u = uniforms([draw(s, p) for s in range(100) for p in range(100)])
     assert u.dtype == np.float32
