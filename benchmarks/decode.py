@@ -10,10 +10,12 @@ batch; and vLLM for CPUs, eagerly and without tcmalloc, in an environment of its
 allow if a token cost nothing but two operations a weight. All take turns in one run; figures are
 medians of the rounds' ratios.
 
-"Lengths": three times as many sequences as places, of 4 to 64 tokens, against as many tokens in
-sequences of one length: whether places that fall free are filled. "Turns": 8 conversations at
-once, 48 new tokens and 24 sampled a turn; how much of each prompt is computed, and how long
-the turn takes against the same prompts never seen before.
+"Lengths": six times as many sequences as places, of 4 to 64 tokens, against as many tokens in
+sequences of one length: whether places that fall free are filled. At the end there is nothing to
+fill them with and the last sequences run nearly alone, which counts the more the fewer there are:
+--waves 3 or 1 shows it. "Turns": 8 conversations at once, 48 new tokens and 24 sampled a turn;
+how much of each prompt is computed, and how long the turn takes against the same prompts never
+seen before.
 
 Does not show: latency of one sequence, long contexts, quantised weights, or vLLM on a GPU;
 vLLM's newest release may be faster than the pinned one.
@@ -214,7 +216,7 @@ def conclude(report: Report, sides: Sequence[str]) -> None:
 
 
 def lengths(engine: Engine, args: argparse.Namespace, report: Report) -> None:
-    count = 3 * args.prompts * args.repeats
+    count = args.waves * args.prompts * args.repeats
     varied = np.linspace(4, args.tokens, count).round().astype(int)
     np.random.default_rng(0).shuffle(varied)
     same = np.full(count, varied.sum() // count)
@@ -303,6 +305,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--waves", type=int, default=6, help="sequences for each place")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-generate", dest="generate", action="store_false")
     parser.add_argument("--no-vllm", dest="vllm", action="store_false")

@@ -1,7 +1,7 @@
 """Where keys and values live while sequences are decoded.
 
 `KVPool` keeps the running sequences. A *shelf* holds slots of one length
-(64, 128, 192, 256, 384, 512, 768, ... tokens); its used slots are always [0, n), so that
+(64, 128, 192, ... 512, 640, 768, ... tokens); its used slots are always [0, n), so that
 decoding reads them as they lie, gathers and copies nothing, and a long sequence does not
 stretch the short ones. What no sequence uses is zero. All KV tensors have the shape
 [L, 2, ..., K, T, D]: layers, key/value, kv heads, tokens, head size. What ended
@@ -187,8 +187,9 @@ class KVPool:
 
 
 def _slot_size(length: int) -> int:
-    """The smallest slot for this many tokens: two sizes to a power of two, of whole blocks."""
-    step = max(BLOCK, (1 << (length - 1).bit_length()) // 4)
+    """The smallest slot for this many tokens: whole blocks, and above 512 four sizes to a power
+    of two."""
+    step = max(BLOCK, (1 << (length - 1).bit_length()) // 8)
     return -(-length // step) * step
 
 

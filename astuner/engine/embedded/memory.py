@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from astuner.engine.embedded.kv_cache import KVLayout
+from astuner.engine.embedded.kv_cache import BLOCK, KVLayout
 
 POOL_SHARE = 0.3
 """Of the memory that is free once the weights are loaded; training needs the rest."""
@@ -35,9 +35,9 @@ def kv_budgets(
     layout: KVLayout, *, max_num_seqs: int, max_context: int, kv_cache_tokens: int
 ) -> KVBudgets:
     """`kv_cache_tokens` is the prefix cache's budget where above 0. Neither is more than
-    could ever be used: slots are at most twice as long as their sequence."""
+    could ever be used: a slot is at most a quarter, or a block, longer than its sequence."""
     tokens = free_memory(layout.device) // layout.bytes_per_token
-    most = 2 * max_num_seqs * max_context
+    most = max_num_seqs * (max_context + max(max_context // 4, BLOCK))
     cache = kv_cache_tokens or min(int(tokens * CACHE_SHARE), most)
     return KVBudgets(min(int(tokens * POOL_SHARE), most), cache)
 

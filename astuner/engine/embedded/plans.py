@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from astuner.engine.embedded.kv_cache import BLOCK, Shelf, whole_blocks
+from astuner.engine.embedded.kv_cache import Shelf, whole_blocks
 
 FP32_ROWS = 4
 """A float32 product whose rows are no multiple of this takes another kernel on CPU, which
@@ -132,9 +132,10 @@ def two_products(
     """queries [B, M, D] over keys and values [B, S, D]; [B, M, D].
 
     SDPA has no fast CPU kernel for grouped heads under a mask, and for one query it is
-    several times slower than this. S counts in whole blocks and what is masked adds exact
-    zeros, so that a row's result does not depend on S; nor on M (see FP32_ROWS). With more than
-    some 190 keys float32 is an exception: where a sum is cut depends on S, and a last bit may.
+    several times slower than this. What is masked adds exact zeros, but where kernels cut a
+    sum depends on S (oneDNN's in bfloat16 above 1024 keys, float32's around 256), so each caller
+    takes S from a query's position: the end of its block, or the slot whose sizes keep to the
+    same cuts. A row's result does not depend on M (see FP32_ROWS).
     """
     weights = attention_weights(queries, keys, mask, seen, scale)
     return torch.bmm(_even(weights), values)[:, : queries.shape[1]]
@@ -164,12 +165,15 @@ def _even(rows: Tensor) -> Tensor:
 def _in_blocks(
     query: Tensor, keys: Tensor, values: Tensor, masks: list[Tensor], scale: float
 ) -> Tensor:
-    """query [H, T, D] over keys and values [K, S, D], BLOCK queries at a time; [T, H, D]."""
+    """query [H, T, D] over keys and values [K, S, D], those of one block of positions at
+    a time; [T, H, D]."""
     heads, tokens, dim = query.shape
     out = query.new_empty(tokens, heads, dim)
-    for number, mask in enumerate(masks):
+    start = 0
+    for mask in masks:
         rows, reach = mask.shape
-        part = slice(number * BLOCK, number * BLOCK + rows)
+        part = slice(start, start + rows)
+        start += rows
         queries = query[:, part].reshape(keys.shape[0], -1, dim)
         seen, read = keys[:, :reach], values[:, :reach]
         attended = two_products(queries, seen, read, mask, (-1, rows), scale)
@@ -178,14 +182,16 @@ def _in_blocks(
 
 
 def _block_masks(segment: Segment) -> Iterator[Tensor]:
-    """For each block of queries [rows, reach]: 0 where the key is seen, else -inf;
-    `reach` is what the last query sees, in whole blocks."""
+    """For each block of positions, the first and last perhaps in part, [rows, reach]: 0 where
+    the key is seen, else -inf; `reach` is the block's end, wherever the segment begins."""
     end = segment.past + segment.tokens
-    for first in range(segment.past, end, BLOCK):
-        last = min(first + BLOCK, end)
+    first = segment.past
+    while first < end:
+        last = min(whole_blocks(first + 1), end)
         mask = torch.zeros(last - first, whole_blocks(last))
         hidden = torch.arange(mask.shape[1]) > torch.arange(first, last)[:, None]
         yield mask.masked_fill_(hidden, float("-inf")).to(segment.kv.dtype)
+        first = last
 
 
 # ---------------------------------------------------------------- elsewhere

@@ -25,8 +25,9 @@ only for the rows that need more. A fixed number: with another one ties might fa
 differently, and a row's draw would depend on its batch."""
 CHUNK_ELEMENTS = 1 << 21
 """Float32 numbers of one chunk of distributions on CPU: 8 MiB, which stay in its cache."""
-PART = 256
-"""Tokens whose probabilities are added up before any of them is looked at."""
+PART = 128
+"""Tokens whose probabilities are added up before any of them is looked at. Most vocabularies
+have a multiple of it, and need no filling."""
 _MIN_TEMPERATURE = 1e-4
 
 

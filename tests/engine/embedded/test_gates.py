@@ -78,7 +78,6 @@ def test_the_activation_is_not_kept() -> None:
 
 
 def test_operations_can_be_counted() -> None:
-    """By hooks on modules, which then see the activation twice, as with checkpointing."""
     ours = mlp()
     gated(ours)
     with FlopCounterMode(display=False) as counted:

@@ -68,12 +68,15 @@ def test_a_sequence_grows_into_a_longer_slot() -> None:
     assert values(a) == {1.0, 0.0}  # the token at 63 was never written
 
 
-def test_slots_have_two_sizes_to_a_power_of_two() -> None:
+def test_sizes_of_slots() -> None:
     pool = KVPool(LAYOUT, 100_000, 2048)
     sizes = {length: pool.take(length - 1).shelf.size for length in range(1, 2049, 31)}
-    assert sorted(set(sizes.values())) == [64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
+    assert sorted(set(sizes.values())) == [
+        *range(64, 513, 64),
+        *(640, 768, 896, 1024, 1280, 1536, 1792, 2048),
+    ]
     for length, size in sizes.items():
-        assert length <= size <= max(64, 1.5 * length + 64)
+        assert length <= size < length + max(64, length / 4)
 
 
 def test_the_budget_holds_and_unused_slots_are_given_back() -> None:

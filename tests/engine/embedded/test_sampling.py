@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from astuner.engine.embedded.sampling import NUCLEUS, Draw, sample, uniforms
+from astuner.engine.embedded.sampling import NUCLEUS, Draw, _inverse_cdf, sample, uniforms
 from astuner.engine.protocol import SamplingParams
 
 P = [0.5, 0.3, 0.15, 0.05]
@@ -185,6 +185,24 @@ def test_a_draw_inverts_the_cumulative_distribution(vocab: int) -> None:
         assert torch.equal(drawn[clear], expected[clear])
         assert torch.isfinite(logits[drawn]).all()
     assert clear.sum() > 1900
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_number_draws_what_has_no_probability(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for vocab, sharpness in ((5, 1), (128, 200), (129, 10), (1000, 60), (3000, 1)):
+        logits = torch.randn(4, vocab, generator=generator) * sharpness
+        logits[torch.rand(4, vocab, generator=generator) < 0.9] = float("-inf")
+        logits[:, int(torch.randint(0, vocab, (1,), generator=generator))] = 0
+        logits[0, 0] = logits[1, -1] = float("-inf")
+        logits[0, -1] = logits[1, 0] = 0
+        probs = logits.softmax(-1)
+        ends = torch.tensor([0, 2**-24, 0.5, 1 - 2**-24]).expand(4, -1)
+        some = torch.rand(4, 30, generator=generator)
+        # and just where tokens begin
+        begins = probs.cumsum(-1).gather(1, torch.randint(0, vocab, (4, 30), generator=generator))
+        uniform = torch.cat([ends, some, begins.clamp(max=1 - 2**-24)], 1)
+        assert (probs.gather(1, _inverse_cdf(probs, uniform)) > 0).all()
 
 
 def test_uniforms() -> None:
