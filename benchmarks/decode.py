@@ -283,6 +283,7 @@ def main() -> None:
         build("verl-vllm-cpu")
     report = Report("decode", __doc__, write=args.write)
     folder = resolve_model(args.model)
+    print("Loading the model, and warming up.", file=sys.stderr, flush=True)
     host = EmbeddedHost.open(folder, max_num_seqs=args.prompts * args.repeats, dtype=args.dtype)
     engine = under_an_adapter(host)
     for either in (Engine(host, ""), engine):  # warm up

@@ -186,7 +186,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names, divided by commas")
     args = parser.parse_args()
     report = Report("envs", __doc__, write=args.write)
-    only = args.only.split(",") if args.only else [world.name for world in WORLDS]
+    names = [world.name for world in WORLDS]
+    only = args.only.split(",") if args.only else names
+    if unknown := sorted({*only} - {*names}):
+        parser.error(f"--only: there is no {unknown[0]!r}; choose from {sorted({*names})}")
     for world in (world for world in WORLDS if world.name in only):
         try:
             row = asyncio.run(measure(world, args.parallel))

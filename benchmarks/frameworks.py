@@ -135,7 +135,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--only", help="one example of tutorial/frameworks")
+    parser.add_argument("--only", choices=EXAMPLES, help="one example of tutorial/frameworks")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     logging.disable(logging.WARNING)

@@ -9,6 +9,7 @@ figures in README.md are made from the JSON files alone, by every run that write
 from __future__ import annotations
 
 import json
+import operator
 import os
 import platform
 import re
@@ -26,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "benchmarks" / "README.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+BOUNDS = {"at least": operator.ge, "at most": operator.le, "under": operator.lt}
+"""Words of what is wanted."""
 KEPT = "<!-- Written by hand, and kept when figures are taken again. -->"
 
 
@@ -177,11 +180,23 @@ def page(content: Mapping[str, Any]) -> str:
         parts += [table_of(found["rows"])] if found["rows"] else []
         parts += [f"![{name}]({found['plot']})"] if "plot" in found else []
         figures = [
-            {"": figure, "is": entry["value"], "wanted": entry["wanted"]}
-            for figure, entry in found["figures"].items()
+            {"": figure, **is_and_wanted(entry)} for figure, entry in found["figures"].items()
         ]
         parts += [table_of(figures)] if figures else []
     return "\n\n".join(parts) + "\n"
+
+
+def is_and_wanted(entry: Mapping[str, Any]) -> dict[str, Cell]:
+    value, wanted = entry["value"], entry["wanted"]
+    return {"is": value, "wanted": wanted, "reached": reached(value, wanted)}
+
+
+def reached(value: float | str, wanted: str) -> str:
+    """Whether a figure keeps the bound that is wanted, if one is."""
+    word, _, bound = wanted.rpartition(" ")
+    if word not in BOUNDS or isinstance(value, str):
+        return ""
+    return "yes" if BOUNDS[word](value, float(bound.replace(",", ""))) else "**no**"
 
 
 def source(found: Mapping[str, str]) -> str:
@@ -205,8 +220,7 @@ def all_figures() -> str:
                 rows.append(
                     {
                         "figure": figure,
-                        "is": entry["value"],
-                        "wanted": entry["wanted"],
+                        **is_and_wanted(entry),
                         "benchmark": f"[{name}](results/{name}.md)",
                         "commit": found["commit"],
                         "date": str(found["date"]).partition(" ")[0],
