@@ -94,7 +94,7 @@ def test_a_part_measured_again_leaves_the_others(record: ModuleType, results: Pa
     assert (results / "speed.md").read_text().endswith(f"{record.KEPT}\nBy hand.\n")
     readme = record.README.read_text()
     assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "old" not in readme
-    assert re.search(r"\| times faster \| 15.2 \| at least 15 \| \[speed\]", readme)
+    assert re.search(r"\| times faster \| 15.2 \| at least 15 \| yes \| \[speed\]", readme)
 
 
 def test_without_write_nothing_is_written(record: ModuleType, results: Path) -> None:
@@ -114,6 +114,24 @@ def test_numbers_have_as_many_digits_as_mean_something(
     record: ModuleType, value: float | None, shown: str
 ) -> None:
     assert record.text(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "said"),
+    [
+        (15, "at least 15", "yes"),
+        (14.9, "at least 15", "**no**"),
+        (1499, "at least 1,500", "**no**"),
+        (3, "at most 3", "yes"),
+        (3, "under 3", "**no**"),
+        (3, "", ""),
+        ("~3", "at most 3", ""),
+    ],
+)
+def test_whether_a_figure_is_reached(
+    record: ModuleType, value: float | str, wanted: str, said: str
+) -> None:
+    assert record.reached(value, wanted) == said
 
 
 # ---------------------------------------------------------------- what merging.py compares
